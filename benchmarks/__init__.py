@@ -1,0 +1,1 @@
+"""Programs that measure diffopt: `python -m benchmarks.NAME --help`."""

@@ -1,0 +1,70 @@
+"""One epoch as one compiled program, and the scores of a trained network."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+
+def mean_loss(graphdef: Any, params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+    """Mean cross-entropy of a batch."""
+    logits = nnx.merge(graphdef, params)(images)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def make_epoch(graphdef: Any, tx: optax.GradientTransformation, batch_size: int) -> Callable:
+    """Compile `epoch(params, opt_state, key, images, labels) -> params, opt_state, losses`.
+
+    The epoch visits the examples in an order drawn from `key`, `batch_size` at a time, dropping
+    the last incomplete batch; `losses` has one entry a step. `params` and `opt_state` are donated.
+    """
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def epoch(
+        params: Any, opt_state: Any, key: jax.Array, images: jax.Array, labels: jax.Array
+    ) -> tuple[Any, Any, jax.Array]:
+        steps = len(images) // batch_size
+        order = jax.random.permutation(key, len(images))[: steps * batch_size]
+
+        def step(carry: tuple[Any, Any], index: jax.Array) -> tuple[tuple[Any, Any], jax.Array]:
+            params, opt_state = carry
+            loss, grads = jax.value_and_grad(mean_loss, argnums=1)(
+                graphdef, params, images[index], labels[index]
+            )
+            updates, opt_state = tx.update(grads, opt_state, params)
+            return (optax.apply_updates(params, updates), opt_state), loss
+
+        (params, opt_state), losses = jax.lax.scan(
+            step, (params, opt_state), order.reshape(steps, batch_size)
+        )
+        return params, opt_state, losses
+
+    return epoch
+
+
+@partial(jax.jit, static_argnums=0)
+def predict(graphdef: Any, params: Any, images: jax.Array) -> jax.Array:
+    """Class probabilities `[examples, classes]`, computed in batches that fit in cache."""
+    logits = jax.lax.map(nnx.merge(graphdef, params), images, batch_size=500)
+    return jax.nn.softmax(logits)
+
+
+def scores(probs: jax.Array, labels: jax.Array, bins: int = 15) -> dict[str, float]:
+    """Accuracy, negative log-likelihood and expected calibration error of class probabilities.
+
+    The calibration error is the mean gap between confidence and accuracy over `bins` equal bins
+    of confidence, weighted by the examples in each (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
+    """
+    nll = -jnp.log(jnp.take_along_axis(probs, labels[:, None], axis=1).clip(1e-30))
+    confidence, correct = probs.max(1), probs.argmax(1) == labels
+    which = jnp.clip((confidence * bins).astype(int), 0, bins - 1)
+    gap = jax.ops.segment_sum(confidence - correct, which, num_segments=bins)
+    return {
+        "accuracy": float(correct.mean()),
+        "nll": float(nll.mean()),
+        "ece": float(jnp.abs(gap).sum() / len(labels)),
+    }

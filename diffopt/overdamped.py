@@ -1,0 +1,185 @@
+"""Overdamped Langevin diffusions: dθ = -∇L(θ) dt + √(2D) dW."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .noise import Noise, check_inexact, draw, get_noise, make_key
+from .scalars import ScalarOrSchedule, at, check_scalar
+
+
+class DiffusionState(NamedTuple):
+    """State of `langevin` and `sgld`.
+
+    Attributes:
+      count: steps taken, an int32 scalar.
+      key: a typed PRNG key, split at every step.
+    """
+
+    count: jax.Array  # type: ignore[assignment]
+    key: jax.Array
+
+
+def _start(key: Any) -> Callable[[Any], DiffusionState]:
+    def init_fn(params: Any) -> DiffusionState:
+        check_inexact(params)
+        return DiffusionState(jnp.zeros([], jnp.int32), make_key(key))
+
+    return init_fn
+
+
+def langevin(
+    diffusion: ScalarOrSchedule,
+    learning_rate: ScalarOrSchedule | None = None,
+    *,
+    key: Any = 0,
+    noise: Noise = "gaussian",
+) -> optax.GradientTransformation:
+    r"""Add the noise of a Langevin diffusion to the gradients that pass.
+
+    With a learning rate η, `g ← g + √(2D/η) ξ`, ξ ~ N(0, I). `optax.sgd(η)` multiplies what
+    reaches it by -η, so that
+
+        tx = optax.chain(diffopt.langevin(D, learning_rate=lr), optax.sgd(lr))
+
+    takes the Euler-Maruyama step `θ ← θ - η∇L + √(2Dη) ξ` of dθ = -∇L dt + √(2D) dW, whose
+    stationary density is proportional to exp(-L(θ)/D): the diffusion coefficient *is* the
+    temperature of the loss. With L the mean negative log posterior over N examples, D = 1/N
+    samples the Bayesian posterior. The scheme has weak order 1: on L = kθ²/2 its stationary
+    variance is D / (k (1 - ηk/2)).
+
+    Without a learning rate, `g ← g + √(2D) ξ`: gradient noise of covariance 2D, like that of a
+    minibatch. After `optax.sgd(η)` the chain is then at temperature D·η, which is smaller than D
+    by the factor η: with a constant η, `langevin(D)` and `langevin(D * lr, lr)` are the same.
+
+    Where it goes: directly before the learning rate, after clipping, weight decay and
+    preconditioning. Weight decay λ before it is a Gaussian prior of variance D/λ on each weight.
+    Momentum m after it changes the temperature to D/(1 - m); use `diffopt.sghmc`, which has the
+    factor. Adam after it digests the noise into its moments and is no diffusion at all: put
+    `langevin` after `optax.scale_by_adam()` and before `optax.scale_by_learning_rate(lr)`.
+
+    Args:
+      diffusion: the diffusion coefficient D ≥ 0, in units of the loss: a number, a 0-d array or
+        a schedule of the step count. At D = 0 gradients pass unchanged.
+      learning_rate: the step size η > 0 of the optimizer that follows, likewise, or None. Where
+        a schedule reaches η = 0 the noise is 0.
+      key: an int or a PRNG key, typed or raw. Give each chain its own.
+      noise: `"gaussian"`, `"rademacher"`, or a function `(key, shape, dtype) -> array` of mean 0
+        and variance 1.
+
+    Returns:
+      An `optax.GradientTransformation` whose state is a `DiffusionState`. Shapes and dtypes of
+      the gradients are kept; a complex leaf is treated as two real ones.
+
+    Raises:
+      ValueError: `diffusion` is negative, NaN or infinite; `learning_rate` is not positive and
+        finite; `noise` is an unknown name.
+      TypeError: an argument is of the wrong type; at `init`, a parameter is not floating-point.
+
+    Example:
+      >>> import diffopt, jax, jax.numpy as jnp, optax
+      >>> tx = optax.chain(diffopt.langevin(0.5, learning_rate=0.1), optax.sgd(0.1))
+      >>> @jax.jit
+      ... def step(carry, _):
+      ...     params, state = carry
+      ...     grads = jax.grad(lambda p: jnp.sum(p**2) / 2)(params)
+      ...     updates, state = tx.update(grads, state)
+      ...     return (optax.apply_updates(params, updates), state), None
+      >>> params = jnp.zeros(10_000)  # 10,000 chains in a quadratic well
+      >>> (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), length=100)
+      >>> bool(abs(params.var() - 0.5 / (1 - 0.1 / 2)) < 0.03)
+      True
+
+    References:
+      Welling & Teh, `Bayesian Learning via Stochastic Gradient Langevin Dynamics
+      <https://www.stats.ox.ac.uk/~teh/research/compstats/WelTeh2011a.pdf>`_, ICML 2011.
+    """
+    check_scalar("diffusion", diffusion)
+    if learning_rate is not None:
+        check_scalar("learning_rate", learning_rate, positive=True)
+    get_noise(noise)
+
+    def update_fn(
+        updates: Any, state: DiffusionState, params: Any = None
+    ) -> tuple[Any, DiffusionState]:
+        del params
+        key, subkey = jax.random.split(state.key)
+        variance = 2 * at(diffusion, state.count)
+        if learning_rate is not None:
+            eta = at(learning_rate, state.count)
+            variance = jnp.where(eta > 0, variance / jnp.where(eta > 0, eta, 1), 0)
+        scale = jnp.sqrt(variance)
+        updates = jax.tree.map(
+            lambda g, xi: (g + scale * xi).astype(g.dtype), updates, draw(subkey, updates, noise)
+        )
+        return updates, DiffusionState(optax.safe_increment(state.count), key)
+
+    return optax.GradientTransformation(_start(key), update_fn)
+
+
+def sgld(
+    learning_rate: ScalarOrSchedule,
+    temperature: ScalarOrSchedule,
+    *,
+    key: Any = 0,
+    noise: Noise = "gaussian",
+) -> optax.GradientTransformation:
+    r"""Stochastic gradient Langevin dynamics: SGD at a temperature.
+
+    The Euler-Maruyama step `θ ← θ - η∇L + √(2Tη) ξ`, ξ ~ N(0, I), of the overdamped diffusion
+    dθ = -∇L dt + √(2T) dW, with stationary density proportional to exp(-L(θ)/T). It is
+    `optax.chain(langevin(T, η), optax.sgd(η))` in one piece, has weak order 1, and at T = 0 it is
+    `optax.sgd(η)`. It keeps no memory beside the key. With L the mean negative log posterior over
+    N examples, T = 1/N samples the posterior.
+
+    Args:
+      learning_rate: the step size η > 0: a number, a 0-d array or a schedule of the step count.
+      temperature: T ≥ 0, in units of the loss, likewise.
+      key: an int or a PRNG key, typed or raw. Give each chain its own.
+      noise: `"gaussian"`, `"rademacher"`, or a function `(key, shape, dtype) -> array` of mean 0
+        and variance 1.
+
+    Returns:
+      An `optax.GradientTransformation` whose state is a `DiffusionState`. Its updates have the
+      shapes and dtypes of the gradients.
+
+    Raises:
+      ValueError: `learning_rate` is not positive and finite; `temperature` is negative, NaN or
+        infinite; `noise` is an unknown name.
+      TypeError: an argument is of the wrong type; at `init`, a parameter is not floating-point.
+
+    Example:
+      >>> import diffopt, jax.numpy as jnp, optax
+      >>> tx = diffopt.sgld(0.1, temperature=1 / 50_000)
+      >>> params = {"w": jnp.ones(3)}
+      >>> updates, state = tx.update({"w": jnp.ones(3)}, tx.init(params))
+      >>> params = optax.apply_updates(params, updates)
+      >>> bool(jnp.allclose(params["w"], 0.9, atol=0.02))
+      True
+
+    References:
+      Welling & Teh, `Bayesian Learning via Stochastic Gradient Langevin Dynamics
+      <https://www.stats.ox.ac.uk/~teh/research/compstats/WelTeh2011a.pdf>`_, ICML 2011.
+    """
+    check_scalar("learning_rate", learning_rate, positive=True)
+    check_scalar("temperature", temperature)
+    get_noise(noise)
+
+    def update_fn(
+        updates: Any, state: DiffusionState, params: Any = None
+    ) -> tuple[Any, DiffusionState]:
+        del params
+        key, subkey = jax.random.split(state.key)
+        eta, T = at(learning_rate, state.count), at(temperature, state.count)
+        scale = jnp.sqrt(2 * T * eta)
+        updates = jax.tree.map(
+            lambda g, xi: (-eta * g + scale * xi).astype(g.dtype),
+            updates,
+            draw(subkey, updates, noise),
+        )
+        return updates, DiffusionState(optax.safe_increment(state.count), key)
+
+    return optax.GradientTransformation(_start(key), update_fn)

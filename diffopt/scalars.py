@@ -1,0 +1,42 @@
+"""Numbers that may be constants or schedules: how they are checked, and read at a step."""
+
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ScalarOrSchedule = float | jax.Array | Callable[[Any], Any]
+
+
+def check_scalar(name: str, value: Any, *, positive: bool = False) -> None:
+    """Raise unless `value` is a schedule or a finite number ≥ 0 (> 0 where `positive`).
+
+    A tracer is taken as it is. So is a 0-d `jax.Array` at zero or a rounding error below it,
+    because `optax.inject_hyperparams` hands over the value of a schedule as such an array.
+    """
+    if callable(value):
+        return
+    if isinstance(value, bool) or not isinstance(value, numbers.Real | np.ndarray | jax.Array):
+        raise TypeError(f"{name} must be a number, a 0-d array or a schedule, got {value!r}")
+    shape, dtype = np.shape(value), jnp.result_type(value)
+    if shape or not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
+        raise TypeError(f"{name} must be a real scalar, got shape {shape} and dtype {dtype}")
+    try:
+        number = float(value)
+    except jax.errors.ConcretizationTypeError:
+        return
+    if isinstance(value, jax.Array):
+        good = math.isfinite(number) and number >= -1e-6
+    else:
+        good = math.isfinite(number) and (number > 0 if positive else number >= 0)
+    if not good:
+        raise ValueError(f"{name} must be finite and {'>' if positive else '≥'} 0, got {value!r}")
+
+
+def at(value: ScalarOrSchedule, count: jax.Array) -> jax.Array:
+    """The value at step `count`, clamped at 0: a schedule may end a rounding error below it."""
+    return jnp.maximum(value(count) if callable(value) else value, 0.0)
