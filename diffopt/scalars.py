@@ -22,7 +22,7 @@ def check_scalar(name: str, value: Any, *, positive: bool = False) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, numbers.Real | np.ndarray | jax.Array):
         raise TypeError(f"{name} must be a number, a 0-d array or a schedule, got {value!r}")
-    shape, dtype = np.shape(value), jnp.result_type(value)
+    shape, dtype = getattr(value, "shape", ()), jnp.result_type(value)
     if shape or not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
         raise TypeError(f"{name} must be a real scalar, got shape {shape} and dtype {dtype}")
     try:
