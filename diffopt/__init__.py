@@ -1,6 +1,14 @@
 """diffopt: train and sample neural networks with diffusions, as Optax gradient transformations."""
 
+from .cyclical import cyclical_schedule as cyclical_schedule
+from .cyclical import sampling_stage as sampling_stage
+from .diagnostics import configurational_temperature as configurational_temperature
+from .diagnostics import kinetic_temperature as kinetic_temperature
 from .overdamped import langevin as langevin
+from .overdamped import psgld as psgld
 from .overdamped import sgld as sgld
+from .underdamped import baoab as baoab
+from .underdamped import sghmc as sghmc
+from .underdamped import sgnht as sgnht
 
 __version__ = "0.1.0"

@@ -1,0 +1,389 @@
+"""Underdamped Langevin diffusions: dθ = v dt, dv = -∇L(θ) dt - γv dt + √(2γT) dW."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .noise import Noise, check_inexact, draw, get_noise, make_key
+from .overdamped import check_number
+from .scalars import ScalarOrSchedule, at, check_scalar
+
+
+class UnderdampedState(NamedTuple):
+    """State of `sghmc` and `baoab`.
+
+    Attributes:
+      count: steps taken, an int32 scalar.
+      key: a typed PRNG key, split at every step.
+      velocity: v, with the structure, shapes and dtypes of the parameters.
+      mass: the mass M of the last step, a scalar: M v² is on average the temperature.
+    """
+
+    count: jax.Array  # type: ignore[assignment]
+    key: jax.Array
+    velocity: Any
+    mass: jax.Array
+
+
+class ThermostatState(NamedTuple):
+    """State of `sgnht`.
+
+    Attributes:
+      count: steps taken, an int32 scalar.
+      key: a typed PRNG key, split at every step.
+      velocity: v, with the structure, shapes and dtypes of the parameters.
+      mass: the mass M of the last step, a scalar: M v² is on average the temperature.
+      friction: the thermostat α, a scalar; the next step keeps 1 - α of the velocity.
+    """
+
+    count: jax.Array  # type: ignore[assignment]
+    key: jax.Array
+    velocity: Any
+    mass: jax.Array
+    friction: jax.Array
+
+
+def mean_product(x: Any, y: Any) -> jax.Array:
+    """The mean of x·y over all elements of two like trees; a complex element counts as two."""
+
+    def product(a: jax.Array, b: jax.Array) -> jax.Array:
+        dtype = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
+        return jnp.sum(jnp.real(jnp.conj(jnp.asarray(a, dtype)) * jnp.asarray(b, dtype)))
+
+    total = sum(jax.tree.leaves(jax.tree.map(product, x, y)), start=jnp.zeros([]))
+    size = sum(a.size * (1 + jnp.iscomplexobj(a)) for a in map(jnp.asarray, jax.tree.leaves(x)))
+    return total / max(size, 1)
+
+
+def _start(params: Any, key: Any) -> UnderdampedState:
+    check_inexact(params)
+    velocity = jax.tree.map(jnp.zeros_like, params)
+    return UnderdampedState(jnp.zeros([], jnp.int32), make_key(key), velocity, jnp.zeros([]))
+
+
+def _ratio(x: Any, y: jax.Array) -> jax.Array:
+    """x / y, and 0 at y = 0."""
+    return jnp.where(y > 0, x / jnp.where(y > 0, y, 1), 0).astype(jnp.float32)
+
+
+def sghmc(
+    learning_rate: ScalarOrSchedule,
+    temperature: ScalarOrSchedule,
+    *,
+    momentum: float | jax.Array = 0.9,
+    key: Any = 0,
+    noise: Noise = "gaussian",
+) -> optax.GradientTransformation:
+    r"""Stochastic gradient Hamiltonian Monte Carlo: SGD with momentum, at a temperature.
+
+    The diffusion is dθ = u dt, du = -∇L dt - γu dt + √(2γT) dW. In steps of length h, with
+    v = hu, η = h² and m = 1 - γh, Euler's method gives (eq. 15 of the paper, which writes α for
+    1 - m and has T = 1)::
+
+        v ← m v - η ∇L(θ) + √(2(1 - m)ηT) ξ        ξ ~ N(0, I)
+        θ ← θ + v
+
+    The stationary density of θ is proportional to exp(-L(θ)/T), and v has variance ηT, both as
+    η → 0 and m → 1. What a finite step makes of that is known on L = kθ²/2, where it is stable
+    for ηk < 2(1 + m)::
+
+        Var θ = T / (k (1 - ηk / (2(1 + m))))
+        Var v = 2ηT / ((1 + m) (1 - ηk / (2(1 + m))))
+
+    so that the error is of weak order 1 in η, that is 2 in h, for any m, and half that of `sgld`
+    at the same η or less; `baoab` has none at all on a quadratic. A minibatch whose gradients
+    have variance σ² adds η²σ² to the variance of each step's noise and raises the temperature to
+    T + ησ² / (2(1 - m)): lower η, or use `sgnht`.
+
+    At T = 0 it is `optax.sgd(η, momentum=m)`, and `sghmc(η, T, momentum=0)` is `sgld(η, T)`. It is
+    also `optax.chain(langevin((1 - m) T, η), optax.sgd(η, momentum=m))`: the same step with the
+    factor 1 - m left to the user.
+
+    Memory: one velocity for each parameter, as `optax.sgd` with momentum. Choose it to sample
+    from where SGD with momentum already trains well: what you tuned there holds here.
+
+    Args:
+      learning_rate: the step size η > 0: a number, a 0-d array or a schedule of the step count.
+      temperature: T ≥ 0, in units of the loss, likewise.
+      momentum: m in [0, 1), a number or a 0-d array.
+      key: an int or a PRNG key, typed or raw. Give each chain its own.
+      noise: `"gaussian"`, `"rademacher"`, or a function `(key, shape, dtype) -> array` of mean 0
+        and variance 1.
+
+    Returns:
+      An `optax.GradientTransformation` whose state is an `UnderdampedState`. Its updates have the
+      shapes and dtypes of the gradients.
+
+    Raises:
+      ValueError: `learning_rate` is not positive and finite; `temperature` is negative, NaN or
+        infinite; `momentum` is not in [0, 1); `noise` is an unknown name.
+      TypeError: an argument is of the wrong type; at `init`, a parameter is not floating-point.
+
+    Example:
+      >>> import diffopt, jax, jax.numpy as jnp, optax
+      >>> tx = diffopt.sghmc(0.1, temperature=0.5, momentum=0.9)
+      >>> @jax.jit
+      ... def step(carry, _):
+      ...     params, state = carry
+      ...     grads = params  # of the loss θ²/2
+      ...     updates, state = tx.update(grads, state)
+      ...     return (optax.apply_updates(params, updates), state), None
+      >>> params = jnp.zeros(10_000)  # 10,000 chains
+      >>> (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), length=200)
+      >>> bool(abs(params.var() - 0.5 / (1 - 0.1 / 3.8)) < 0.03)
+      True
+
+    References:
+      Chen, Fox & Guestrin, `Stochastic Gradient Hamiltonian Monte Carlo
+      <https://arxiv.org/abs/1402.4102>`_, ICML 2014.
+    """
+    check_scalar("learning_rate", learning_rate, positive=True)
+    check_scalar("temperature", temperature)
+    check_number("momentum", momentum, below=1)
+    get_noise(noise)
+
+    def init_fn(params: Any) -> UnderdampedState:
+        return _start(params, key)
+
+    def update_fn(
+        updates: Any, state: UnderdampedState, params: Any = None
+    ) -> tuple[Any, UnderdampedState]:
+        del params
+        key, subkey = jax.random.split(state.key)
+        eta, T = at(learning_rate, state.count), at(temperature, state.count)
+        scale = jnp.sqrt(2 * (1 - momentum) * eta * T)
+        velocity = jax.tree.map(
+            lambda g, v, xi: (momentum * v - eta * g + scale * xi).astype(v.dtype),
+            updates,
+            state.velocity,
+            draw(subkey, updates, noise),
+        )
+        updates = jax.tree.map(lambda g, v: v.astype(g.dtype), updates, velocity)
+        mass = _ratio(1 + momentum, 2 * eta)
+        return updates, UnderdampedState(optax.safe_increment(state.count), key, velocity, mass)
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def baoab(
+    step_size: ScalarOrSchedule,
+    temperature: ScalarOrSchedule,
+    *,
+    friction: float | jax.Array = 1.0,
+    key: Any = 0,
+    noise: Noise = "gaussian",
+) -> optax.GradientTransformation:
+    r"""Langevin dynamics split as BAOAB: second order, and exact on a quadratic at every step.
+
+    The diffusion dθ = v dt, dv = -∇L dt - γv dt + √(2γT) dW is split into three parts that can
+    each be solved exactly: a kick by the gradient (B), a drift (A), and the Ornstein-Uhlenbeck
+    process of the velocity (O). In steps of length h, ξ ~ N(0, I)::
+
+        v ← v - h ∇L(θ)                              B and B
+        θ ← θ + h v / 2                              A
+        v ← c v + √((1 - c²) T) ξ,  c = exp(-γh)     O
+        θ ← θ + h v / 2                              A
+
+    The half kicks at the end of one step and at the start of the next are at the same θ, and are
+    taken as one: one gradient a step, and the positions are those of BAOAB.
+
+    The stationary density of θ is proportional to exp(-L(θ)/T) and that of v is N(0, T), with an
+    error of weak order 2 (of order 4 in θ when the friction is large). On L = kθ²/2 there is
+    none: Var θ = T/k and Var v = T at every stable step, that is h < 2/√k.
+
+    At T = 0 it is the leapfrog method damped by c; at T = 0 and γ = 0 it is leapfrog, which
+    conserves energy. It is also a form of SGD with momentum: h² is the learning rate and c the
+    momentum, so `baoab(√η, T, friction=-log(m)/√η)` takes the place of `sghmc(η, T, momentum=m)`.
+    Minibatch noise of variance σ² in the gradients adds h²σ² to the velocity's variance at each
+    step, as in `sghmc`.
+
+    Memory: one velocity for each parameter. Choose it when the samples have to be right (the
+    gradients exact or nearly so): it allows the longest steps for a given error of all samplers
+    here.
+
+    Args:
+      step_size: h > 0, in units of time (√ of `sghmc`'s learning rate): a number, a 0-d array or
+        a schedule of the step count.
+      temperature: T ≥ 0, in units of the loss, likewise.
+      friction: γ ≥ 0, per unit of time, a number or a 0-d array.
+      key: an int or a PRNG key, typed or raw. Give each chain its own.
+      noise: `"gaussian"`, `"rademacher"`, or a function `(key, shape, dtype) -> array` of mean 0
+        and variance 1.
+
+    Returns:
+      An `optax.GradientTransformation` whose state is an `UnderdampedState`. Its updates have the
+      shapes and dtypes of the gradients.
+
+    Raises:
+      ValueError: `step_size` is not positive and finite; `temperature` or `friction` is negative,
+        NaN or infinite; `noise` is an unknown name.
+      TypeError: an argument is of the wrong type; at `init`, a parameter is not floating-point.
+
+    Example:
+      >>> import diffopt, jax, jax.numpy as jnp, optax
+      >>> tx = diffopt.baoab(1.5, temperature=0.5)  # the limit of stability is 2
+      >>> @jax.jit
+      ... def step(carry, _):
+      ...     params, state = carry
+      ...     grads = params  # of the loss θ²/2
+      ...     updates, state = tx.update(grads, state)
+      ...     return (optax.apply_updates(params, updates), state), None
+      >>> params = jnp.zeros(10_000)  # 10,000 chains
+      >>> (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), length=50)
+      >>> bool(abs(params.var() - 0.5) < 0.03)
+      True
+
+    References:
+      Leimkuhler & Matthews, `Rational Construction of Stochastic Numerical Methods for Molecular
+      Sampling <https://arxiv.org/abs/1203.5428>`_, Applied Mathematics Research eXpress 2013.
+    """
+    check_scalar("step_size", step_size, positive=True)
+    check_scalar("temperature", temperature)
+    check_number("friction", friction)
+    get_noise(noise)
+
+    def init_fn(params: Any) -> UnderdampedState:
+        return _start(params, key)._replace(mass=jnp.ones([]))
+
+    def update_fn(
+        updates: Any, state: UnderdampedState, params: Any = None
+    ) -> tuple[Any, UnderdampedState]:
+        del params
+        key, subkey = jax.random.split(state.key)
+        h, T = at(step_size, state.count), at(temperature, state.count)
+        c = jnp.exp(-friction * h)
+        scale = jnp.sqrt(-jnp.expm1(-2 * friction * h) * T)
+
+        kicked = jax.tree.map(lambda g, v: v - h * g, updates, state.velocity)
+        velocity = jax.tree.map(
+            lambda v, xi: c * v + scale * xi, kicked, draw(subkey, updates, noise)
+        )
+        updates = jax.tree.map(
+            lambda g, v, w: (h / 2 * (v + w)).astype(g.dtype), updates, kicked, velocity
+        )
+        velocity = jax.tree.map(lambda v, w: w.astype(v.dtype), state.velocity, velocity)
+        count = optax.safe_increment(state.count)
+        return updates, UnderdampedState(count, key, velocity, state.mass)
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def sgnht(
+    learning_rate: ScalarOrSchedule,
+    temperature: ScalarOrSchedule,
+    *,
+    momentum: float | jax.Array = 0.9,
+    key: Any = 0,
+    noise: Noise = "gaussian",
+) -> optax.GradientTransformation:
+    r"""Stochastic gradient Nosé-Hoover thermostat: SGHMC that holds its temperature by itself.
+
+    The friction is a variable that grows while the velocities are too hot and shrinks while they
+    are too cold, so that noise of unknown size in the gradients, as from a minibatch, is taken
+    out again: dθ = u dt, du = -∇L dt - γu dt + √(2AT) dW, dγ ∝ (u·u/d - T) dt, with d the number
+    of parameters. In steps of length h, with v = hu, η = h², α = γh and m = 1 - Ah,
+    ξ ~ N(0, I)::
+
+        v ← (1 - α) v - η ∇L(θ) + √(2(1 - m)ηT) ξ
+        θ ← θ + v
+        K = (1 + (1 - α)) v·v / (2ηd)                    the kinetic temperature
+        α ← min(α + (1 - m)²/2 (K/T - 1), 1)             α starts at 1 - m
+
+    This is algorithm 2 of the paper but for two things. K is v·v/(ηd) corrected for friction in a
+    finite step. And the thermostat is driven by K/T, with the rate (1 - m)²/2 that damps it
+    critically: it settles within some 1/(1 - m) steps at every temperature, where the paper's
+    v·v/d - η (its T is 1) takes 1/(ηT) of them, or never at a posterior's T = 1/N.
+
+    The joint stationary density of the diffusion is proportional to
+    exp(-L(θ)/T - u·u/(2T)) N(α; 1 - m, (1 - m)²/(2d)), for any d; that of the step has weak order
+    1 in η. For the step two things are exact. The mean of K is T, because α could not be
+    stationary otherwise. And on L = k|θ|²/2 with many parameters, where α becomes a constant α*,
+    Var θ = T/k at every stable step and for any noise of variance σ² in the gradients, with
+
+        2(1 - m)ηT + η²σ² = α* ηT (2 - ηk / (2 - α*)),    α* ≈ 1 - m + ησ²/(2T).
+
+    Since α ≤ 1, the step can take out noise of up to ησ² ≈ 2mT. There is one thermostat for
+    all parameters: it holds their mean temperature, while a leaf whose gradients are noisier
+    than the others' stays warmer. `optax.partition` gives each group of parameters its own.
+    Velocities much hotter than T, as at the start of training, drive α to 1, which is plain SGD
+    with noise, until they have cooled.
+
+    At T = 0 the thermostat rests and the step is `optax.sgd(η, momentum=m)`.
+
+    Memory: one velocity for each parameter and one scalar. It costs one sum over the velocities
+    more than `sghmc`. Choose it when gradients come from minibatches small enough to heat `sghmc`.
+
+    Args:
+      learning_rate: the step size η > 0: a number, a 0-d array or a schedule of the step count.
+      temperature: T ≥ 0, in units of the loss, likewise.
+      momentum: m in [0, 1), a number or a 0-d array: 1 - m is the friction that the injected
+        noise asks for.
+      key: an int or a PRNG key, typed or raw. Give each chain its own.
+      noise: `"gaussian"`, `"rademacher"`, or a function `(key, shape, dtype) -> array` of mean 0
+        and variance 1.
+
+    Returns:
+      An `optax.GradientTransformation` whose state is a `ThermostatState`. Its updates have the
+      shapes and dtypes of the gradients.
+
+    Raises:
+      ValueError: `learning_rate` is not positive and finite; `temperature` is negative, NaN or
+        infinite; `momentum` is not in [0, 1); `noise` is an unknown name.
+      TypeError: an argument is of the wrong type; at `init`, a parameter is not floating-point.
+
+    Example:
+      >>> import diffopt, jax, jax.numpy as jnp, optax
+      >>> tx = diffopt.sgnht(0.1, temperature=0.5)
+      >>> @jax.jit
+      ... def step(carry, key):
+      ...     params, state = carry
+      ...     grads = params + jax.random.normal(key, params.shape)  # as of a minibatch
+      ...     updates, state = tx.update(grads, state)
+      ...     return (optax.apply_updates(params, updates), state), None
+      >>> params = jnp.zeros(10_000)
+      >>> keys = jax.random.split(jax.random.key(1), 300)
+      >>> (params, state), _ = jax.lax.scan(step, (params, tx.init(params)), keys)
+      >>> bool(abs(params.var() - 0.5) < 0.03)  # sghmc is at 1.03
+      True
+      >>> print(f"{state.friction:.1f}")  # 1 - m + ησ²/(2T)
+      0.2
+
+    References:
+      Ding et al., `Bayesian Sampling Using Stochastic Gradient Thermostats
+      <https://papers.nips.cc/paper/5592-bayesian-sampling-using-stochastic-gradient-thermostats>`_,
+      NeurIPS 2014.
+    """
+    check_scalar("learning_rate", learning_rate, positive=True)
+    check_scalar("temperature", temperature)
+    check_number("momentum", momentum, below=1)
+    get_noise(noise)
+
+    def init_fn(params: Any) -> ThermostatState:
+        friction = jnp.asarray(1 - momentum, jnp.float32)
+        return ThermostatState(*_start(params, key), friction)
+
+    def update_fn(
+        updates: Any, state: ThermostatState, params: Any = None
+    ) -> tuple[Any, ThermostatState]:
+        del params
+        key, subkey = jax.random.split(state.key)
+        eta, T = at(learning_rate, state.count), at(temperature, state.count)
+        alpha = state.friction
+        scale = jnp.sqrt(2 * (1 - momentum) * eta * T)
+        velocity = jax.tree.map(
+            lambda g, v, xi: ((1 - alpha) * v - eta * g + scale * xi).astype(v.dtype),
+            updates,
+            state.velocity,
+            draw(subkey, updates, noise),
+        )
+        updates = jax.tree.map(lambda g, v: v.astype(g.dtype), updates, velocity)
+        mass = _ratio(2 - alpha, 2 * eta)
+        K = mass * mean_product(velocity, velocity)
+        drive = jnp.where(eta * T > 0, _ratio(K, T) - 1, 0)
+        alpha = jnp.minimum(alpha + (1 - momentum) ** 2 / 2 * drive, 1).astype(jnp.float32)
+        count = optax.safe_increment(state.count)
+        return updates, ThermostatState(count, key, velocity, mass, alpha)
+
+    return optax.GradientTransformation(init_fn, update_fn)
