@@ -1,6 +1,5 @@
 """One epoch as one compiled program, and the scores of a trained network."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,7 @@ def mean_loss(graphdef: Any, params: Any, images: jax.Array, labels: jax.Array) 
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
-def make_epoch(graphdef: Any, tx: optax.GradientTransformation, batch_size: int) -> Callable:
+def make_epoch(graphdef: Any, tx: optax.GradientTransformation, batch_size: int) -> Any:
     """Compile `epoch(params, opt_state, key, images, labels) -> params, opt_state, losses`.
 
     The epoch visits the examples in an order drawn from `key`, `batch_size` at a time, dropping
@@ -49,8 +48,8 @@ def make_epoch(graphdef: Any, tx: optax.GradientTransformation, batch_size: int)
 @partial(jax.jit, static_argnums=0)
 def predict(graphdef: Any, params: Any, images: jax.Array) -> jax.Array:
     """Class probabilities `[examples, classes]`, computed in batches that fit in cache."""
-    logits = jax.lax.map(nnx.merge(graphdef, params), images, batch_size=500)
-    return jax.nn.softmax(logits)
+    model = nnx.merge(graphdef, params)
+    return jax.nn.softmax(jax.lax.map(lambda x: model(x[None])[0], images, batch_size=500))
 
 
 def scores(probs: jax.Array, labels: jax.Array, bins: int = 15) -> dict[str, float]:

@@ -1,0 +1,303 @@
+"""Train one network from the same initial weights with several optimizers, and report on them.
+
+    python -m benchmarks.compare                                  # digits, no download
+    python -m benchmarks.compare --dataset cifar10 --data-dir DIR
+
+The network is the article's CNN, in Flax NNX. An epoch is one compiled program.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+import diffopt
+
+from . import data, report
+from .models import CNN
+from .training import make_epoch, predict, scores
+
+# name: (learning rate, temperature, PRNG key) -> transformation
+OPTIMIZERS: dict[str, Callable[[float, float, Any], optax.GradientTransformation]] = {
+    "sgd": lambda lr, T, key: optax.sgd(lr),
+    "momentum": lambda lr, T, key: optax.sgd(lr, momentum=0.9),
+    "adam": lambda lr, T, key: optax.adam(lr),
+    "langevin": lambda lr, T, key: optax.chain(
+        diffopt.langevin(T, learning_rate=lr, key=key), optax.sgd(lr)
+    ),
+    # The article's listing adds N(0, 0.01²) to every weight at every step of size 0.001. That is
+    # Langevin dynamics at temperature 0.01² / (2 · 0.001) = 0.05.
+    "article": lambda lr, T, key: diffopt.sgld(lr, T, key=key),
+}
+
+# dataset: epochs, batch size, and (learning rate, temperature) of each optimizer
+DEFAULTS: dict[str, tuple[int, int, dict[str, tuple[float, float]]]] = {
+    "digits": (
+        20,
+        32,
+        {
+            "sgd": (0.1, 0.0),
+            "momentum": (0.02, 0.0),
+            "adam": (0.001, 0.0),
+            "langevin": (0.1, 1e-5),
+            "article": (0.001, 0.05),
+        },
+    ),
+    "cifar10": (
+        10,
+        100,
+        {
+            "sgd": (0.1, 0.0),
+            "momentum": (0.01, 0.0),
+            "adam": (0.001, 0.0),
+            "langevin": (0.1, 5e-6),
+            "article": (0.001, 0.05),
+        },
+    ),
+}
+SWEEP = (0.1, 1 / 3, 3.0, 10.0)
+
+
+def main() -> int:
+    """Parse the command line, train, report."""
+    args = parse_args()
+    console = Console()
+    try:
+        with console.status(f"reading {args.dataset}"):
+            dataset = data.load(args.dataset, args.data_dir)
+    except data.DataError as error:
+        return fail(str(error))
+    if not 1 <= args.batch_size <= len(dataset.train_labels):
+        examples = len(dataset.train_labels)
+        return fail(f"--batch-size {args.batch_size}: must be from 1 to {examples}, the examples")
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "metrics.json").open("a").close()
+    except OSError as error:
+        return fail(f"--out {args.out} cannot be written: {error.strerror}")
+
+    metrics: dict[str, Any] = {"config": config(args), "versions": versions(), "runs": []}
+    status = 0
+    try:
+        for run in runs(args, dataset, console):
+            metrics["runs"].append(run)
+            report.save_metrics(args.out, metrics)
+    except KeyboardInterrupt:
+        console.print(f"[yellow]Interrupted: keeping the {len(metrics['runs'])} finished runs.")
+        status = 130
+    if metrics["runs"]:
+        report.write(args.out, metrics)
+        report.show(console, metrics)
+        console.print(f"Wrote {', '.join(str(args.out / f) for f in report.FILES)}")
+    return status
+
+
+def runs(args: argparse.Namespace, dataset: data.Data, console: Console) -> Iterator[dict]:
+    """Train every optimizer from every seed, and at every learning rate of the sweep."""
+    jobs = [(name, 1.0, args.seeds) for name in args.optimizers]
+    if args.sweep:
+        jobs += [(name, scale, 1) for name in args.optimizers for scale in SWEEP]
+    columns = (
+        TextColumn("{task.description}", justify="left"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("epochs{task.fields[scores]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        total = args.epochs * sum(seeds for _, _, seeds in jobs)
+        bar = progress.add_task("", total=total, scores="")
+
+        def show(loss: float, accuracy: float) -> None:
+            progress.update(bar, advance=1, scores=f"  loss {loss:.3f}  test {accuracy:.1%} ")
+
+        for name, scale, seeds in jobs:
+            lr, temperature = scale * args.learning_rate[name], args.temperature[name]
+            run = trainer(name, lr, temperature, dataset, args.epochs, args.batch_size, show)
+            for seed in range(seeds):
+                progress.update(bar, description=f"{name} {lr:.2g}, seed {seed}")
+                yield run(seed)
+
+
+def trainer(
+    name: str,
+    lr: float,
+    temperature: float,
+    dataset: data.Data,
+    epochs: int,
+    batch_size: int,
+    show: Callable[[float, float], None],
+) -> Callable[[int], dict[str, Any]]:
+    """Compile an epoch of the CNN with one optimizer; return the function that trains from a seed.
+
+    The seed gives the initial weights, the order of the data, and the noise.
+    """
+
+    def start(seed: int) -> tuple[Any, Any, Any, jax.Array]:
+        key = jax.random.key(seed)
+        graphdef, params = nnx.split(CNN(dataset.train_images.shape[-1], rngs=nnx.Rngs(seed)))
+        tx = OPTIMIZERS[name](lr, temperature, jax.random.fold_in(key, 0))
+        return graphdef, params, tx, key
+
+    train_set = dataset.train_images, dataset.train_labels
+    graphdef, params, tx, key = start(0)
+    clock = time.perf_counter()
+    program = make_epoch(graphdef, tx, batch_size).lower(params, tx.init(params), key, *train_set)
+    epoch = program.compile()
+    compile_time = time.perf_counter() - clock
+
+    def run(seed: int) -> dict[str, Any]:
+        graphdef, params, tx, key = start(seed)
+        opt_state = tx.init(params)
+        history: list[dict[str, Any]] = []
+        losses, step_times = np.empty(0), []
+        for number in range(1, epochs + 1):
+            clock = time.perf_counter()
+            params, opt_state, epoch_losses = epoch(
+                params, opt_state, jax.random.fold_in(key, number), *train_set
+            )
+            epoch_losses = np.asarray(epoch_losses)
+            step_times.append((time.perf_counter() - clock) / len(epoch_losses))
+
+            train_scores = scores(predict(graphdef, params, train_set[0]), train_set[1])
+            test_probs = predict(graphdef, params, dataset.test_images)
+            test_scores = scores(test_probs, dataset.test_labels)
+            windows = range(len(losses) // 200, (len(losses) + len(epoch_losses)) // 200)
+            losses = np.concatenate([losses, epoch_losses])
+            history.append(
+                {
+                    "epoch": number,
+                    "step": len(losses),
+                    "loss": float(epoch_losses.mean()),
+                    "loss_every_200": [
+                        [200 * (i + 1), float(losses[200 * i : 200 * (i + 1)].mean())]
+                        for i in windows
+                    ],
+                    "train_accuracy": train_scores["accuracy"],
+                    "test_accuracy": test_scores["accuracy"],
+                    "test_nll": test_scores["nll"],
+                }
+            )
+            show(history[-1]["loss"], test_scores["accuracy"])
+        return {
+            "optimizer": name,
+            "seed": seed,
+            "learning_rate": lr,
+            "temperature": temperature,
+            "test_accuracy": test_scores["accuracy"],
+            "test_nll": test_scores["nll"],
+            "ece": test_scores["ece"],
+            "train_accuracy": train_scores["accuracy"],
+            "step_time": statistics.median(step_times),
+            "compile_time": compile_time,
+            "history": history,
+        }
+
+    return run
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line, with the dataset's defaults filled in."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.compare", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--dataset", default="digits", help="digits (default) or cifar10")
+    parser.add_argument("--data-dir", help="TensorFlow Datasets folder that holds cifar10")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/compare"), help="default %(default)s"
+    )
+    parser.add_argument(
+        "--optimizers", nargs="+", default=list(OPTIMIZERS), choices=OPTIMIZERS, metavar="NAME",
+        help=f"which to train: {' '.join(OPTIMIZERS)} (default: all)",
+    )  # fmt: skip
+    parser.add_argument("--epochs", type=at_least_one, help="default: 20 on digits, 10 on cifar10")
+    parser.add_argument("--batch-size", type=int, help="default: 32 on digits, 100 on cifar10")
+    parser.add_argument("--seeds", type=at_least_one, default=3, help="how many (default 3)")
+    for option, what in (("--learning-rate", "step size"), ("--temperature", "temperature")):
+        parser.add_argument(
+            option, nargs="+", default=[], type=setting, metavar="NAME=VALUE",
+            help=f"{what} of an optimizer, for example langevin=0.0001",
+        )  # fmt: skip
+    parser.add_argument(
+        "--sweep", action="store_true",
+        help="also train at a tenth, a third, three and ten times each learning rate",
+    )  # fmt: skip
+    args = parser.parse_args()
+    if args.dataset not in DEFAULTS:
+        parser.error(f"unknown dataset {args.dataset!r}: choose one of {', '.join(DEFAULTS)}")
+    epochs, batch_size, settings = DEFAULTS[args.dataset]
+    args.epochs = args.epochs or epochs
+    args.batch_size = batch_size if args.batch_size is None else args.batch_size
+    args.learning_rate = {k: v[0] for k, v in settings.items()} | dict(args.learning_rate)
+    args.temperature = {k: v[1] for k, v in settings.items()} | dict(args.temperature)
+    for name in args.optimizers:
+        try:
+            diffopt.sgld(args.learning_rate[name], args.temperature[name])
+        except ValueError as error:
+            parser.error(f"{name}: {error}")
+    return args
+
+
+def setting(text: str) -> tuple[str, float]:
+    """`NAME=VALUE` of an optimizer."""
+    name, _, value = text.partition("=")
+    if name not in OPTIMIZERS:
+        raise argparse.ArgumentTypeError(f"{text!r}: no optimizer is called {name!r}")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: {value!r} is not a number") from None
+
+
+def at_least_one(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def config(args: argparse.Namespace) -> dict[str, Any]:
+    """What was asked for."""
+    return {
+        "dataset": args.dataset,
+        "epochs": args.epochs,
+        "batch_size": args.batch_size,
+        "seeds": args.seeds,
+        "sweep": args.sweep,
+        "optimizers": {
+            name: {"learning_rate": args.learning_rate[name], "temperature": args.temperature[name]}
+            for name in args.optimizers
+        },
+    }
+
+
+def versions() -> dict[str, str]:
+    """What it ran on."""
+    packages = ("diffopt", "jax", "jaxlib", "optax", "flax", "numpy")
+    return {
+        "python": sys.version.split()[0],
+        **{package: version(package) for package in packages},
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def fail(sentence: str) -> int:
+    """Say what is wrong; the exit status."""
+    print(f"compare: {sentence}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

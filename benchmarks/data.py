@@ -1,0 +1,128 @@
+"""Images and labels: scikit-learn's bundled digits, and CIFAR-10 through TensorFlow Datasets."""
+
+import hashlib
+import importlib.util
+import logging
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+DATASETS = ("digits", "cifar10")
+
+
+class DataError(Exception):
+    """A dataset that cannot be had, told in one sentence."""
+
+
+class Data(NamedTuple):
+    """Images `[examples, 32, 32, channels]`, float32 in [-1, 1]; int32 labels; on the device."""
+
+    train_images: jax.Array
+    train_labels: jax.Array
+    test_images: jax.Array
+    test_labels: jax.Array
+
+
+def load(name: str, data_dir: str | None = None) -> Data:
+    """The dataset called `name`.
+
+    Args:
+      name: `"digits"` or `"cifar10"`.
+      data_dir: the TensorFlow Datasets folder that holds, or will hold, CIFAR-10; None is its
+        usual place in the home folder.
+
+    Raises:
+      DataError: the dataset is unknown, missing, or cannot be downloaded.
+    """
+    if name == "digits":
+        return digits()
+    if name == "cifar10":
+        return cifar10(data_dir)
+    raise DataError(f"unknown dataset {name!r}: choose one of {', '.join(DATASETS)}")
+
+
+def digits() -> Data:
+    """1,797 scans of handwritten digits, 8x8, scaled to 32x32; 1,437 train and 360 test."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    scans = load_digits()
+    bilinear = Image.Resampling.BILINEAR
+    scaled = [
+        np.asarray(Image.fromarray(scan.astype(np.float32)).resize((32, 32), bilinear))
+        for scan in scans.images
+    ]
+    images = np.stack(scaled)[..., None] / np.float32(8) - 1
+    train_x, test_x, train_y, test_y = train_test_split(
+        images, scans.target.astype(np.int32), test_size=360, random_state=0, stratify=scans.target
+    )
+    return jax.device_put(Data(train_x, train_y, test_x, test_y))
+
+
+def cifar10(data_dir: str | None) -> Data:
+    """CIFAR-10: 50,000 train and 10,000 test photographs in 10 classes; decoded once, then cached.
+
+    The cache lies in `$XDG_CACHE_HOME/diffopt`, by default `~/.cache/diffopt`.
+    """
+    if data_dir is not None and not Path(data_dir).is_dir():
+        raise DataError(f"--data-dir {data_dir} is not a folder")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder("cifar10", data_dir=data_dir, file_format="array_record")
+    if not builder.is_prepared():
+        download(builder)
+
+    folder = Path(builder.data_dir).resolve()
+    files = sorted((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in folder.iterdir())
+    digest = hashlib.sha256(repr(files).encode()).hexdigest()[:16]
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = cache_home / "diffopt" / f"cifar10-{digest}.npz"
+    if cache.exists():
+        arrays = np.load(cache)
+        splits = [arrays[field] for field in Data._fields]
+    else:
+        splits = []
+        for split in ("train", "test"):
+            examples = list(builder.as_data_source(split=split))
+            splits.append(np.stack([e["image"] for e in examples]))
+            splits.append(np.array([e["label"] for e in examples], np.int32))
+        store(cache, dict(zip(Data._fields, splits, strict=True)))
+    train_x, train_y, test_x, test_y = splits
+    scale = lambda images: images / np.float32(127.5) - 1
+    return jax.device_put(Data(scale(train_x), train_y, scale(test_x), test_y))
+
+
+def download(builder: Any) -> None:
+    """Let TensorFlow Datasets download and prepare `builder`, after checking that it can."""
+    missing = f"{builder.name} is not in {builder.data_dir}"
+    if importlib.util.find_spec("tensorflow") is None:
+        raise DataError(
+            f"{missing}, and its first download needs TensorFlow: pip install tensorflow, or give"
+            " --data-dir a folder that holds it in array_record format"
+        )
+    try:
+        for url in builder.url_infos:
+            request = urllib.request.Request(url, method="HEAD")
+            urllib.request.urlopen(request, timeout=10).close()
+        builder.download_and_prepare()
+    except (urllib.error.URLError, OSError) as error:
+        raise DataError(f"{missing}, and it could not be downloaded: {error}") from error
+
+
+def store(path: Path, arrays: dict[str, Any]) -> None:
+    """Save `arrays` at once or not at all; a cache that cannot be written is done without."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        with part.open("wb") as file:
+            np.savez(file, **arrays)
+        part.rename(path)
+    except OSError as error:
+        logging.getLogger(__name__).warning("no cache of the decoded images: %s", error)

@@ -1,0 +1,317 @@
+"""What a comparison shows a person: a table, curves, the article's claims, one HTML page."""
+
+import base64
+import html
+import itertools
+import json
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+FILES = ("metrics.json", "curves.png", "report.html")
+COLORS = {
+    "sgd": "#5b8ff9",
+    "momentum": "#61b15a",
+    "adam": "#f6a04d",
+    "langevin": "#d6336c",
+    "article": "#8d8d8d",
+}
+COLUMNS = {
+    "test accuracy": lambda run: run["test_accuracy"],
+    "test NLL": lambda run: run["test_nll"],
+    "calibration error": lambda run: run["ece"],
+    "train-test gap": lambda run: run["train_accuracy"] - run["test_accuracy"],
+    "time per step": lambda run: run["step_time"],
+}
+PERCENT = {"test accuracy", "calibration error", "train-test gap"}
+
+
+def save_metrics(out: Path, metrics: dict[str, Any]) -> None:
+    """Write `metrics.json`, at once or not at all."""
+    part = out / "metrics.json.part"
+    part.write_text(json.dumps(metrics, indent=1))
+    os.replace(part, out / "metrics.json")
+
+
+def write(out: Path, metrics: dict[str, Any]) -> None:
+    """Write every file of `FILES` into the folder `out`."""
+    save_metrics(out, metrics)
+    draw_curves(metrics, out / "curves.png")
+    picture = base64.b64encode((out / "curves.png").read_bytes()).decode()
+    (out / "report.html").write_text(page(metrics, picture))
+
+
+def of(metrics: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The runs of one optimizer at its own learning rate, one a seed."""
+    lr = metrics["config"]["optimizers"][name]["learning_rate"]
+    return [r for r in metrics["runs"] if r["optimizer"] == name and r["learning_rate"] == lr]
+
+
+def names(metrics: dict[str, Any]) -> list[str]:
+    """The optimizers that have a finished run, in the order asked for."""
+    return [name for name in metrics["config"]["optimizers"] if of(metrics, name)]
+
+
+def mean_spread(values: list[float]) -> tuple[float, float]:
+    """Mean, and standard deviation over seeds (0 for a single one)."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def rows(metrics: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """The table: an optimizer, and its cells as text."""
+
+    def cell(column: str, values: list[float]) -> str:
+        mean, spread = mean_spread(values)
+        if column == "time per step":
+            return f"{1e3 * mean:.2f} ms"
+        if column in PERCENT:
+            return f"{100 * mean:.1f} ± {100 * spread:.1f} %"
+        return f"{mean:.3f} ± {spread:.3f}"
+
+    return [
+        (
+            name,
+            [cell(column, [f(run) for run in of(metrics, name)]) for column, f in COLUMNS.items()],
+        )
+        for name in names(metrics)
+    ]
+
+
+def show(console: Console, metrics: dict[str, Any]) -> None:
+    """Print the table and the claims."""
+    setting = metrics["config"]
+    title = (
+        f"{setting['dataset']}: {setting['epochs']} epochs, batches of {setting['batch_size']},"
+        f" mean ± standard deviation over {setting['seeds']} seeds"
+    )
+    table = Table(title=title)
+    for column in ("optimizer", *COLUMNS):
+        table.add_column(column, justify="left" if column == "optimizer" else "right")
+    for name, cells in rows(metrics):
+        table.add_row(name, *cells)
+    console.print(table)
+
+    verdicts = Table(title="The article's claims for the diffusion, in this run", show_lines=True)
+    for column in ("claim", "measured as", *names(metrics), "verdict"):
+        verdicts.add_column(column)
+    for claim in claims(metrics):
+        verdicts.add_row(
+            claim["claim"], claim["measure"], *claim["values"].values(), claim["verdict"]
+        )
+    if verdicts.row_count:
+        console.print(verdicts)
+
+
+def claims(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """The article's five claims for the diffusion against SGD, momentum and Adam, as measured.
+
+    Every measure is a number that is better when smaller, one a run. A claim holds if the
+    diffusion's mean is below that of every rival by more than the two standard deviations over
+    seeds together, fails if it is above some rival's by more, and is open in between.
+    """
+    present = names(metrics)
+    rivals = [name for name in present if name in ("sgd", "momentum", "adam")]
+    if "langevin" not in present or not rivals:
+        return []
+    goal = max(mean_spread([r["test_accuracy"] for r in of(metrics, n)])[0] for n in present) - 0.05
+
+    def epochs_to_goal(run: dict[str, Any]) -> float:
+        hits = (h["epoch"] for h in run["history"] if h["test_accuracy"] >= goal)
+        return next(hits, len(run["history"]) + 1)
+
+    def wobble(run: dict[str, Any]) -> float:
+        accuracies = [h["test_accuracy"] for h in run["history"]]
+        steps = [b - a for a, b in itertools.pairwise(accuracies)]
+        late = steps[len(steps) // 2 :]
+        return 100 * statistics.fmean(abs(s) for s in late) if late else float("nan")
+
+    def swept(name: str) -> list[float]:
+        errors = [1 - r["test_accuracy"] for r in metrics["runs"] if r["optimizer"] == name]
+        seeds = len(of(metrics, name))
+        return [100 * e for e in errors[seeds:]]
+
+    measures: list[tuple[str, str, str, dict[str, list[float]]]] = []
+
+    def measure(claim: str, how: str, unit: str, value: Any) -> None:
+        values = {name: [value(run) for run in of(metrics, name)] for name in present}
+        measures.append((claim, how, unit, values))
+
+    measure("faster convergence", f"epochs to {goal:.1%} test accuracy", "", epochs_to_goal)
+    measure(
+        "more stable training", "mean change of test accuracy per epoch, late half", " %", wobble
+    )
+    measure(
+        "less overfitting", "train-test gap", " %",
+        lambda run: 100 * (run["train_accuracy"] - run["test_accuracy"]),
+    )  # fmt: skip
+    if metrics["config"]["sweep"]:
+        spread = {name: [statistics.fmean(swept(name))] for name in present if swept(name)}
+        if len(spread) == len(present):
+            how = "mean test error at 1/10, 1/3, 3 and 10 times the learning rate"
+            measures.append(("less sensitive to the learning rate", how, " %", spread))
+    measure("little extra cost", "time per step", " ms", lambda run: 1e3 * run["step_time"])
+
+    def verdict(values: dict[str, list[float]]) -> str:
+        mean, spread = mean_spread(values["langevin"])
+        lead = [(mean_spread(values[r])[0] - mean, mean_spread(values[r])[1]) for r in rivals]
+        if all(gain > spread + other for gain, other in lead):
+            return "holds"
+        return "fails" if any(-gain > spread + other for gain, other in lead) else "open"
+
+    def cost(values: dict[str, list[float]]) -> str:
+        ratio = mean_spread(values["langevin"])[0] / mean_spread(values[rivals[0]])[0]
+        return f"{'holds' if ratio <= 1.1 else 'fails'}: {ratio:.2f} of {rivals[0]}"
+
+    def text(how: str, values: list[float], unit: str) -> str:
+        if how.startswith("epochs") and min(values) > metrics["config"]["epochs"]:
+            return "never"
+        return f"{statistics.fmean(values):.3g}{unit}"
+
+    return [
+        {
+            "claim": claim,
+            "measure": how,
+            "values": {name: text(how, values[name], unit) for name in present},
+            "verdict": cost(values) if claim == "little extra cost" else verdict(values),
+        }
+        for claim, how, unit, values in measures
+    ]
+
+
+def draw_curves(metrics: dict[str, Any], path: Path) -> None:
+    """Loss, test accuracy and test NLL by epoch: a line the mean over seeds, a band the range."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    panels = {"loss": "training loss", "test_accuracy": "test accuracy", "test_nll": "test NLL"}
+    fig, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    for ax, (field, title) in zip(axes, panels.items(), strict=True):
+        for name in names(metrics):
+            curves = np.array([[h[field] for h in run["history"]] for run in of(metrics, name)])
+            epochs = np.arange(1, curves.shape[1] + 1)
+            marker = "o" if curves.shape[1] == 1 else None
+            color = COLORS[name]
+            ax.plot(epochs, curves.mean(0), color=color, label=name, linewidth=1.8, marker=marker)
+            ax.fill_between(epochs, curves.min(0), curves.max(0), color=color, alpha=0.15, lw=0)
+        ax.set(title=title, xlabel="epoch")
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(alpha=0.25)
+        if field != "test_accuracy":
+            ax.set_yscale("log")
+    axes[1].set_ylim(top=1)
+    axes[1].legend(frameon=False, loc="lower right")
+    fig.savefig(path, dpi=140)
+    plt.close(fig)
+
+
+STYLE = """
+:root { --ink: #1d2330; --soft: #5c6575; --line: #e3e6ec; --page: #f6f7f9; --card: #fff; }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; }
+main { max-width: 1080px; margin: 0 auto; padding: 3rem 1.25rem 4rem; }
+h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 .4rem; letter-spacing: -.02em; }
+h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem; }
+p { max-width: 70ch; } .soft { color: var(--soft); }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: 12px;
+  padding: 1rem 1.25rem; overflow-x: auto; }
+img { width: 100%; height: auto; display: block; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: .5rem .7rem; border-bottom: 1px solid var(--line); }
+th { color: var(--soft); font-weight: 600; font-size: .85rem; }
+th:first-child, td:first-child, .text td, .text th { text-align: left; }
+tr:last-child td { border-bottom: 0; }
+.best { font-weight: 700; }
+.dot { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .5em; }
+.chip { border-radius: 99px; padding: .1rem .7rem; font-weight: 600; white-space: nowrap; }
+.holds { background: #dff3e3; color: #17662d; } .fails { background: #fbe0e3; color: #94182b; }
+.open { background: #e9ebf0; color: #4a5262; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.5rem; margin: 0; }
+dt { color: var(--soft); } dd { margin: 0; }
+"""
+
+
+def page(metrics: dict[str, Any], picture: str) -> str:
+    """The report as one self-contained HTML page; `picture` is the curves' PNG in base64."""
+    setting, seeds = metrics["config"], metrics["config"]["seeds"]
+    means = {
+        name: {c: mean_spread([f(r) for r in of(metrics, name)])[0] for c, f in COLUMNS.items()}
+        for name in names(metrics)
+    }
+    ranked = sorted(means, key=lambda name: -means[name]["test accuracy"])
+    first = ranked[0]
+    headline = (
+        f"{first.capitalize()} reaches {means[first]['test accuracy']:.1%} on {setting['dataset']}"
+    )
+    rest = ", ".join(f"{name} {means[name]['test accuracy']:.1%}" for name in ranked[1:])
+
+    def best(column: str, name: str) -> str:
+        sign = -1 if column == "test accuracy" else 1
+        values = {n: sign * means[n][column] for n in means}
+        return ' class="best"' if values[name] == min(values.values()) else ""
+
+    table = "".join(
+        f'<tr><td><span class="dot" style="background:{COLORS[name]}"></span>{name}</td>'
+        + "".join(
+            f"<td{best(column, name)}>{html.escape(cell)}</td>"
+            for column, cell in zip(COLUMNS, cells, strict=True)
+        )
+        + "</tr>"
+        for name, cells in rows(metrics)
+    )
+    verdicts = "".join(
+        f"<tr><td>{c['claim']}</td><td class=soft>{c['measure']}</td>"
+        + "".join(f"<td>{value}</td>" for value in c["values"].values())
+        + f'<td><span class="chip {c["verdict"].split(":")[0]}">{c["verdict"]}</span></td></tr>'
+        for c in claims(metrics)
+    )
+    listed = "".join(
+        f"<tr><td>{name}</td><td>{s['learning_rate']:g}</td><td>{s['temperature']:g}</td></tr>"
+        for name, s in setting["optimizers"].items()
+    )
+    facts = {k: v for k, v in setting.items() if k != "optimizers"} | metrics["versions"]
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>diffopt: {html.escape(headline)}</title><style>{STYLE}</style></head><body><main>
+<h1>{html.escape(headline)}</h1>
+<p class="soft">{html.escape(rest + "." if rest else "")} One convolutional network, the same
+initial weights and order of the data for every optimizer, {setting["epochs"]} epochs in batches
+of {setting["batch_size"]}.</p>
+<div class="card"><img alt="Training loss, test accuracy and test NLL by epoch"
+ src="data:image/png;base64,{picture}"></div>
+<p class="soft">A line is the mean over {seeds} seed{
+        "s" if seeds > 1 else ""
+    }, its band the range.</p>
+<h2>Where each one ended</h2>
+<div class="card"><table><tr><th>optimizer</th>{"".join(f"<th>{c}</th>" for c in COLUMNS)}</tr>
+{table}</table></div>
+<p class="soft">Mean ± standard deviation over seeds of the last iterate; bold is best. NLL is the
+negative log-likelihood of the test labels in nats; calibration error is the gap between confidence
+and accuracy (ECE, 15 bins).</p>
+<h2>The article’s claims for the diffusion</h2>
+<div class="card text"><table><tr><th>claim</th><th>measured as</th>
+{"".join(f"<th>{name}</th>" for name in means)}<th>in this run</th></tr>{verdicts}</table></div>
+<p class="soft">A claim holds if langevin beats sgd, momentum and adam, each by more than the
+standard deviations over seeds together; it fails if one of them beats langevin by as much; else
+it is open. The cost holds up to 1.1 times the time of sgd. <i>article</i> is the article’s own
+listing, which adds N(0, 0.01²) to every weight at every step of size 0.001: a temperature of 0.05.</p>
+<h2>Settings</h2>
+<div class="card text"><table><tr><th>optimizer</th><th>learning rate</th><th>temperature</th></tr>
+{listed}</table></div>
+<h2>Reproduce</h2>
+<div class="card"><dl>{
+        "".join(
+            f"<dt>{k.replace('_', ' ')}</dt><dd>{html.escape(str(v))}</dd>"
+            for k, v in facts.items()
+        )
+    }</dl></div>
+</main></body></html>
+"""
