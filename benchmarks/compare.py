@@ -7,6 +7,7 @@ The network is the article's CNN, in Flax NNX. An epoch is one compiled program.
 """
 
 import argparse
+import shlex
 import statistics
 import sys
 import time
@@ -270,6 +271,7 @@ def at_least_one(text: str) -> int:
 def config(args: argparse.Namespace) -> dict[str, Any]:
     """What was asked for."""
     return {
+        "command": f"python -m benchmarks.compare {shlex.join(sys.argv[1:])}",
         "dataset": args.dataset,
         "epochs": args.epochs,
         "batch_size": args.batch_size,

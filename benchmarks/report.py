@@ -6,9 +6,11 @@ import itertools
 import json
 import os
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import rich.box
 from rich.console import Console
 from rich.table import Table
 
@@ -20,14 +22,22 @@ COLORS = {
     "langevin": "#d6336c",
     "article": "#8d8d8d",
 }
-COLUMNS = {
-    "test accuracy": lambda run: run["test_accuracy"],
-    "test NLL": lambda run: run["test_nll"],
-    "calibration error": lambda run: run["ece"],
-    "train-test gap": lambda run: run["train_accuracy"] - run["test_accuracy"],
-    "time per step": lambda run: run["step_time"],
+# column: what it is called in a narrow table, its scale, its decimals, its value for a run
+COLUMNS: dict[str, tuple[str, float, int, Callable[[dict[str, Any]], float]]] = {
+    "test accuracy, %": ("accuracy %", 100, 1, lambda run: run["test_accuracy"]),
+    "test NLL, nats": ("NLL", 1, 3, lambda run: run["test_nll"]),
+    "calibration error, %": ("ECE %", 100, 1, lambda run: run["ece"]),
+    "train-test gap, %": (
+        "gap %",
+        100,
+        1,
+        lambda run: run["train_accuracy"] - run["test_accuracy"],
+    ),
+    "time per step, ms": ("ms/step", 1000, 2, lambda run: run["step_time"]),
 }
-PERCENT = {"test accuracy", "calibration error", "train-test gap"}
+
+
+FOLDS: tuple[Callable, ...] = (statistics.fmean, min, max)
 
 
 def save_metrics(out: Path, metrics: dict[str, Any]) -> None:
@@ -61,49 +71,42 @@ def mean_spread(values: list[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def rows(metrics: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """The table: an optimizer, and its cells as text."""
+def table(metrics: dict[str, Any]) -> dict[str, list[str]]:
+    """The cells of each optimizer's row, in the order of `COLUMNS`."""
 
-    def cell(column: str, values: list[float]) -> str:
-        mean, spread = mean_spread(values)
-        if column == "time per step":
-            return f"{1e3 * mean:.2f} ms"
-        if column in PERCENT:
-            return f"{100 * mean:.1f} ± {100 * spread:.1f} %"
-        return f"{mean:.3f} ± {spread:.3f}"
+    def cell(name: str, scale: float, decimals: int, value: Callable) -> str:
+        mean, spread = mean_spread([scale * value(run) for run in of(metrics, name)])
+        spread_too = "" if scale == 1000 else f" ± {spread:.{decimals}f}"
+        return f"{mean:.{decimals}f}{spread_too}"
 
-    return [
-        (
-            name,
-            [cell(column, [f(run) for run in of(metrics, name)]) for column, f in COLUMNS.items()],
-        )
-        for name in names(metrics)
-    ]
+    return {
+        name: [cell(name, *column[1:]) for column in COLUMNS.values()] for name in names(metrics)
+    }
 
 
 def show(console: Console, metrics: dict[str, Any]) -> None:
     """Print the table and the claims."""
     setting = metrics["config"]
-    title = (
-        f"{setting['dataset']}: {setting['epochs']} epochs, batches of {setting['batch_size']},"
-        f" mean ± standard deviation over {setting['seeds']} seeds"
+    grid = Table(
+        box=rich.box.SIMPLE,
+        title=f"{setting['dataset']}, test set, after {setting['epochs']} epochs",
+        caption=f"mean ± standard deviation over {setting['seeds']} seeds",
     )
-    table = Table(title=title)
-    for column in ("optimizer", *COLUMNS):
-        table.add_column(column, justify="left" if column == "optimizer" else "right")
-    for name, cells in rows(metrics):
-        table.add_row(name, *cells)
-    console.print(table)
-
-    verdicts = Table(title="The article's claims for the diffusion, in this run", show_lines=True)
-    for column in ("claim", "measured as", *names(metrics), "verdict"):
-        verdicts.add_column(column)
+    grid.add_column("optimizer")
+    for header, *_ in COLUMNS.values():
+        grid.add_column(header, justify="right")
+    for name, cells in table(metrics).items():
+        grid.add_row(name, *cells)
+    console.print(grid)
+    color = {"holds": "green", "fails": "red", "open": "yellow"}
     for claim in claims(metrics):
-        verdicts.add_row(
-            claim["claim"], claim["measure"], *claim["values"].values(), claim["verdict"]
+        values = ", ".join(f"{name} {value}" for name, value in claim["values"].items())
+        console.print(
+            f"[b]{claim['claim'].capitalize()}:[/b]"
+            f" [{color[claim['verdict'].split(':')[0]]}]{claim['verdict']}[/]."
+            f" {claim['measure'].capitalize()}: {values}.",
+            highlight=False,
         )
-    if verdicts.row_count:
-        console.print(verdicts)
 
 
 def claims(metrics: dict[str, Any]) -> list[dict[str, Any]]:
@@ -183,30 +186,44 @@ def claims(metrics: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def draw_curves(metrics: dict[str, Any], path: Path) -> None:
-    """Loss, test accuracy and test NLL by epoch: a line the mean over seeds, a band the range."""
+    """Loss, test error and test NLL by epoch, and test error by learning rate if it was swept.
+
+    A line is the mean over seeds, its band the range.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    import numpy as np
+    from matplotlib.ticker import MaxNLocator
 
-    panels = {"loss": "training loss", "test_accuracy": "test accuracy", "test_nll": "test NLL"}
-    fig, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
-    for ax, (field, title) in zip(axes, panels.items(), strict=True):
+    panels: dict[str, Callable[[dict[str, Any]], float]] = {
+        "training loss": lambda h: h["loss"],
+        "test error, %": lambda h: 100 * (1 - h["test_accuracy"]),
+        "test NLL": lambda h: h["test_nll"],
+    }
+    swept = metrics["config"]["sweep"]
+    fig, axes = plt.subplots(1, 3 + swept, figsize=(12 + 3 * swept, 3.8), layout="constrained")
+    for ax, (title, value) in zip(axes, panels.items(), strict=False):
         for name in names(metrics):
-            curves = np.array([[h[field] for h in run["history"]] for run in of(metrics, name)])
-            epochs = np.arange(1, curves.shape[1] + 1)
-            marker = "o" if curves.shape[1] == 1 else None
-            color = COLORS[name]
-            ax.plot(epochs, curves.mean(0), color=color, label=name, linewidth=1.8, marker=marker)
-            ax.fill_between(epochs, curves.min(0), curves.max(0), color=color, alpha=0.15, lw=0)
+            curves = [[value(h) for h in run["history"]] for run in of(metrics, name)]
+            mean, low, high = ([f(c) for c in zip(*curves, strict=True)] for f in FOLDS)
+            epochs = range(1, len(mean) + 1)
+            marker = "o" if len(mean) == 1 else None
+            ax.plot(epochs, mean, color=COLORS[name], label=name, linewidth=1.8, marker=marker)
+            ax.fill_between(epochs, low, high, color=COLORS[name], alpha=0.15, linewidth=0)
         ax.set(title=title, xlabel="epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if swept:
+        for name in names(metrics):
+            runs = [r for r in metrics["runs"] if r["optimizer"] == name and r["seed"] == 0]
+            points = sorted((r["learning_rate"], 100 * (1 - r["test_accuracy"])) for r in runs)
+            axes[3].plot(*zip(*points, strict=True), color=COLORS[name], marker="o", linewidth=1.8)
+        axes[3].set(title="test error, %", xlabel="learning rate", xscale="log")
+    for ax in axes:
+        ax.set_yscale("log")
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(alpha=0.25)
-        if field != "test_accuracy":
-            ax.set_yscale("log")
-    axes[1].set_ylim(top=1)
-    axes[1].legend(frameon=False, loc="lower right")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     fig.savefig(path, dpi=140)
     plt.close(fig)
 
@@ -226,6 +243,7 @@ img { width: 100%; height: auto; display: block; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .5rem .7rem; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; font-size: .85rem; }
+td { white-space: nowrap; } td.soft { white-space: normal; }
 th:first-child, td:first-child, .text td, .text th { text-align: left; }
 tr:last-child td { border-bottom: 0; }
 .best { font-weight: 700; }
@@ -242,29 +260,29 @@ def page(metrics: dict[str, Any], picture: str) -> str:
     """The report as one self-contained HTML page; `picture` is the curves' PNG in base64."""
     setting, seeds = metrics["config"], metrics["config"]["seeds"]
     means = {
-        name: {c: mean_spread([f(r) for r in of(metrics, name)])[0] for c, f in COLUMNS.items()}
+        name: {
+            column: mean_spread([value(run) for run in of(metrics, name)])[0]
+            for column, (_, _, _, value) in COLUMNS.items()
+        }
         for name in names(metrics)
     }
-    ranked = sorted(means, key=lambda name: -means[name]["test accuracy"])
-    first = ranked[0]
-    headline = (
-        f"{first.capitalize()} reaches {means[first]['test accuracy']:.1%} on {setting['dataset']}"
-    )
-    rest = ", ".join(f"{name} {means[name]['test accuracy']:.1%}" for name in ranked[1:])
+    accuracy = {name: columns["test accuracy, %"] for name, columns in means.items()}
+    first, *others = sorted(accuracy, key=lambda name: -accuracy[name])
+    headline = f"{first.capitalize()} reaches {accuracy[first]:.1%} on {setting['dataset']}"
+    rest = ", ".join(f"{name} {accuracy[name]:.1%}" for name in others)
 
     def best(column: str, name: str) -> str:
-        sign = -1 if column == "test accuracy" else 1
-        values = {n: sign * means[n][column] for n in means}
-        return ' class="best"' if values[name] == min(values.values()) else ""
+        choose = max if column.startswith("test accuracy") else min
+        return " class=best" if name == choose(means, key=lambda n: means[n][column]) else ""
 
-    table = "".join(
+    body = "".join(
         f'<tr><td><span class="dot" style="background:{COLORS[name]}"></span>{name}</td>'
         + "".join(
-            f"<td{best(column, name)}>{html.escape(cell)}</td>"
+            f"<td{best(column, name)}>{cell}</td>"
             for column, cell in zip(COLUMNS, cells, strict=True)
         )
         + "</tr>"
-        for name, cells in rows(metrics)
+        for name, cells in table(metrics).items()
     )
     verdicts = "".join(
         f"<tr><td>{c['claim']}</td><td class=soft>{c['measure']}</td>"
@@ -285,14 +303,14 @@ def page(metrics: dict[str, Any], picture: str) -> str:
 <p class="soft">{html.escape(rest + "." if rest else "")} One convolutional network, the same
 initial weights and order of the data for every optimizer, {setting["epochs"]} epochs in batches
 of {setting["batch_size"]}.</p>
-<div class="card"><img alt="Training loss, test accuracy and test NLL by epoch"
+<div class="card"><img alt="Training loss, test error and test NLL by epoch"
  src="data:image/png;base64,{picture}"></div>
 <p class="soft">A line is the mean over {seeds} seed{
         "s" if seeds > 1 else ""
     }, its band the range.</p>
 <h2>Where each one ended</h2>
 <div class="card"><table><tr><th>optimizer</th>{"".join(f"<th>{c}</th>" for c in COLUMNS)}</tr>
-{table}</table></div>
+{body}</table></div>
 <p class="soft">Mean ± standard deviation over seeds of the last iterate; bold is best. NLL is the
 negative log-likelihood of the test labels in nats; calibration error is the gap between confidence
 and accuracy (ECE, 15 bins).</p>
@@ -302,7 +320,8 @@ and accuracy (ECE, 15 bins).</p>
 <p class="soft">A claim holds if langevin beats sgd, momentum and adam, each by more than the
 standard deviations over seeds together; it fails if one of them beats langevin by as much; else
 it is open. The cost holds up to 1.1 times the time of sgd. <i>article</i> is the article’s own
-listing, which adds N(0, 0.01²) to every weight at every step of size 0.001: a temperature of 0.05.</p>
+listing, which adds N(0, 0.01²) to every weight at every step of size 0.001: a temperature of
+0.05.</p>
 <h2>Settings</h2>
 <div class="card text"><table><tr><th>optimizer</th><th>learning rate</th><th>temperature</th></tr>
 {listed}</table></div>
