@@ -1,17 +1,77 @@
 """How one increment ξ for a whole tree of parameters is drawn; the only file that calls a PRNG."""
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Noise = str | Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
 
+ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+
+
+def threefry(key: jax.Array, counter: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Threefry-2x32 with 20 rounds of the blocks (0, `counter`): one loop, all of it fusible.
+
+    Salmon et al., `Parallel random numbers: as easy as 1, 2, 3
+    <https://doi.org/10.1145/2063384.2063405>`_, SC 2011.
+    """
+    k0, k1 = jax.random.key_data(key)
+    ks = (k0, k1, k0 ^ k1 ^ np.uint32(0x1BD11BDA))
+    x0, x1 = jnp.broadcast_to(ks[0], counter.shape), counter + ks[1]
+    for i in range(5):
+        for r in ROTATIONS[i % 2]:
+            x0 = x0 + x1
+            x1 = x0 ^ ((x1 << np.uint32(r)) | (x1 >> np.uint32(32 - r)))
+        x0, x1 = x0 + ks[(i + 1) % 3], x1 + (ks[(i + 2) % 3] + np.uint32(i + 1))
+    return x0, x1
+
+
+def fused_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The same numbers as `jax.random.bits(key, shape)`, element i from counter i alone."""
+    counter = jnp.zeros(shape, jnp.uint32)
+    for axis, size in enumerate(shape):
+        counter = counter * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    x0, x1 = threefry(key, counter)
+    return x0 ^ x1
+
+
+def fused_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The same numbers as `jax.random.normal(key, shape)`: √2 erf⁻¹ of uniforms in (-1, 1)."""
+    mantissa = fused_bits(key, shape) >> np.uint32(9)
+    unit = jax.lax.bitcast_convert_type(mantissa | np.uint32(0x3F800000), jnp.float32) - 1
+    low = np.nextafter(np.float32(-1), np.float32(0))
+    return np.float32(np.sqrt(2)) * jax.lax.erf_inv(unit * (1 - low) + low)
+
+
+def is_threefry(key: jax.Array, shape: tuple[int, ...]) -> bool:
+    """Whether JAX computes element i of `jax.random.bits(key, shape)` from counter i alone."""
+    return (
+        str(jax.random.key_impl(key)) == "threefry2x32"
+        and jax.config.jax_threefry_partitionable
+        and math.prod(shape) < 2**32
+    )
+
+
+@partial(jax.jit, static_argnames=("shape", "dtype"))
 def gaussian(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Standard normal increments, the same numbers as `jax.random.normal(key, shape, dtype)`."""
-    return jax.random.normal(key, shape, dtype)
+    """Standard normal increments, the same numbers as `jax.random.normal(key, shape, dtype)`.
+
+    On a CPU JAX lowers Threefry to a loop of whole-array passes; there it is written out instead,
+    so that drawing fuses into the update that uses it.
+    """
+
+    def plain(key: jax.Array) -> jax.Array:
+        return jax.random.normal(key, shape, dtype)
+
+    if dtype != jnp.float32 or not is_threefry(key, shape):
+        return plain(key)
+    return jax.lax.platform_dependent(key, cpu=lambda key: fused_normal(key, shape), default=plain)
 
 
 def rademacher(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
