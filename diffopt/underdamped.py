@@ -92,8 +92,9 @@ def sghmc(
         Var θ = T / (k (1 - ηk / (2(1 + m))))
         Var v = 2ηT / ((1 + m) (1 - ηk / (2(1 + m))))
 
-    so that the error is of weak order 1 in η, that is 2 in h, for any m, and half that of `sgld`
-    at the same η or less; `baoab` has none at all on a quadratic. A minibatch whose gradients
+    so that the error is of weak order 1 in η, and smaller than that of `sgld` at the same η by
+    the factor 1 + m; `baoab` has none at all on a quadratic. (With h² = 2η/(1 + m) the step is
+    the leapfrog method of Brünger, Brooks & Karplus, of order 2 in h.) A minibatch whose gradients
     have variance σ² adds η²σ² to the variance of each step's noise and raises the temperature to
     T + ησ² / (2(1 - m)): lower η, or use `sgnht`.
 
@@ -292,9 +293,10 @@ def sgnht(
         α ← min(α + (1 - m)²/2 (K/T - 1), 1)             α starts at 1 - m
 
     This is algorithm 2 of the paper but for two things. K is v·v/(ηd) corrected for friction in a
-    finite step. And the thermostat is driven by K/T, with the rate (1 - m)²/2 that damps it
-    critically: it settles within some 1/(1 - m) steps at every temperature, where the paper's
-    v·v/d - η (its T is 1) takes 1/(ηT) of them, or never at a posterior's T = 1/N.
+    finite step. And the thermostat is driven by K/T, at the rate (1 - m)²/2 that damps it
+    critically: it settles within some 1/(1 - m) steps at every temperature (2α/(1 - m)² steps
+    where the gradients' noise asks for more friction), where the paper's v·v/d - η (its T is 1)
+    takes 1/(ηT) of them, which at a posterior's T = 1/N is too long.
 
     The joint stationary density of the diffusion is proportional to
     exp(-L(θ)/T - u·u/(2T)) N(α; 1 - m, (1 - m)²/(2d)), for any d; that of the step has weak order

@@ -1,0 +1,173 @@
+"""25 Gaussians in the plane: SGLD stays where it starts, cyclical SGLD finds them all.
+
+    python -m benchmarks.mixture [--out DIR] [--json FILE]
+
+After figure 2 of Zhang et al., Cyclical Stochastic Gradient MCMC for Bayesian Deep Learning
+(https://arxiv.org/abs/1902.03932). The mixture, the standard normal noise added to every gradient
+and SGLD's schedule (0.043 for 500 steps, then 0.043 t^-0.55) are those of the authors' code; so
+is the start in a random place. Their cyclical chain has a peak of 0.07 and 30 cycles in 50,000
+steps, with noise throughout: `--peak 0.07 --cycles 30 --steps 50000 --explore 0`.
+"""
+
+import argparse
+import json
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import optax
+from rich.console import Console
+
+import diffopt
+
+CENTRES = np.stack(np.meshgrid(*[np.arange(-4.0, 5.0, 2.0)] * 2), axis=-1).reshape(-1, 2)
+VARIANCE = 0.03
+RADIUS, ENOUGH = 0.25, 100  # a mode is found when so many samples are so near
+
+
+def energy(theta: jax.Array) -> jax.Array:
+    """-log p(θ) of the mixture at one point `[2]`, up to a constant."""
+    return -jax.nn.logsumexp(-jnp.sum((theta - CENTRES) ** 2, axis=-1) / (2 * VARIANCE))
+
+
+def decaying(count: jax.Array) -> jax.Array:
+    """The step size of plain SGLD: constant, then falling as Welling and Teh ask."""
+    return 0.043 * jnp.maximum(count - 499.0, 1.0) ** -0.55
+
+
+def sample(tx: optax.GradientTransformation, steps: int, key: jax.Array) -> jax.Array:
+    """The path `[steps, 2]` of one chain under noisy gradients, from a random place."""
+    start_key, key = jax.random.split(key)
+    theta = jax.random.uniform(start_key, (2,), minval=-5.0, maxval=5.0)
+
+    def step(carry: tuple[jax.Array, Any], key: jax.Array) -> tuple[tuple[jax.Array, Any], Any]:
+        theta, state = carry
+        grads = jax.grad(energy)(theta) + jax.random.normal(key, (2,))
+        updates, state = tx.update(grads, state, theta)
+        theta = optax.apply_updates(theta, updates)
+        return (theta, state), theta
+
+    carry = (theta, tx.init(theta))
+    return jax.lax.scan(step, carry, jax.random.split(key, steps))[1]
+
+
+def modes_found(samples: np.ndarray) -> int:
+    """How many of the 25 modes have enough of the samples `[n, 2]` around them."""
+    near = np.linalg.norm(samples[:, None] - CENTRES, axis=-1) < RADIUS
+    return int((near.sum(axis=0) >= ENOUGH).sum())
+
+
+def chains(
+    steps: int, cycles: int, peak: float, explore: float, seeds: int
+) -> dict[str, np.ndarray]:
+    """Samples `[seeds, kept, 2]` of plain and of cyclical SGLD, at temperature 1."""
+    length = -(-steps // cycles)
+    stage = diffopt.sampling_stage(length, explore)
+
+    def sgld(key: jax.Array) -> jax.Array:
+        key, noise_key = jax.random.split(key)
+        return sample(diffopt.sgld(decaying, 1.0, key=noise_key), steps, key)
+
+    def cyclical_sgld(key: jax.Array) -> jax.Array:
+        key, noise_key = jax.random.split(key)
+        eta = diffopt.cyclical_schedule(peak, length)
+        return sample(diffopt.sgld(eta, temperature=stage, key=noise_key), steps, key)
+
+    keep = np.asarray(stage(np.arange(steps))) == 1
+    keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
+    return {
+        "SGLD": np.asarray(jax.jit(jax.vmap(sgld))(keys)),
+        "cyclical SGLD": np.asarray(jax.jit(jax.vmap(cyclical_sgld))(keys))[:, keep],
+    }
+
+
+def plot(path: Path, samples: dict[str, np.ndarray]) -> None:
+    """Draw the mixture and the first chain of each sampler side by side."""
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rng = np.random.default_rng(0)
+    exact = CENTRES[rng.integers(25, size=20_000)] + rng.normal(0, VARIANCE**0.5, (20_000, 2))
+    panels = {"the mixture: 25 modes": exact}
+    for name, chain in samples.items():
+        panels[f"{name}: finds {modes_found(chain[0])}"] = chain[0]
+    fig, axes = plt.subplots(1, 3, figsize=(11, 4), layout="constrained", sharey=True)
+    for ax, (title, points) in zip(axes, panels.items(), strict=True):
+        ax.hist2d(
+            *points.T, bins=150, range=[(-5.5, 5.5)] * 2, cmap="magma", density=True, vmax=0.3
+        )
+        ax.plot(*CENTRES.T, "+", color="white", alpha=0.35, markersize=5, markeredgewidth=0.7)
+        ax.set(title=title, aspect="equal", xticks=[-4, 0, 4], yticks=[-4, 0, 4])
+    fig.savefig(path, dpi=150)
+    plt.close(fig)
+
+
+def main() -> int:
+    """Parse the command line, run the chains, report."""
+    args = parse_args()
+    for path in (args.out, *([args.json.parent] if args.json else [])):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            return fail(f"{path} cannot be written: {error.strerror}")
+
+    console = Console()
+    with console.status(f"{args.steps:,} steps of {args.seeds} chains of each sampler"):
+        samples = chains(args.steps, args.cycles, args.peak, args.explore, args.seeds)
+    modes = {name: [modes_found(chain) for chain in runs] for name, runs in samples.items()}
+    for name, found in modes.items():
+        print(f"{name:14} modes found by each chain: {' '.join(map(str, found))}")
+    picture = args.out / "mixture.png"
+    try:
+        plot(picture, samples)
+        print(f"Wrote {picture}")
+        if args.json:
+            config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+            versions = {name: version(name) for name in ("diffopt", "jax", "optax")}
+            result = {"config": config, "versions": versions, "modes": modes}
+            args.json.write_text(json.dumps(result, indent=2) + "\n")
+    except OSError as error:
+        return fail(f"{error.filename} cannot be written: {error.strerror}")
+    return 0
+
+
+def parse_args() -> argparse.Namespace:
+    """Read and check the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.mixture", description="SGLD and cyclical SGLD on 25 Gaussians."
+    )
+    parser.add_argument("--steps", type=int, default=100_000, help="steps of each chain")
+    parser.add_argument("--cycles", type=int, default=400, help="cycles of the cyclical chain")
+    parser.add_argument("--peak", type=float, default=0.1, help="largest step size of a cycle")
+    parser.add_argument("--explore", type=float, default=0.25, help="part of a cycle without noise")
+    parser.add_argument("--seeds", type=int, default=8, help="independent chains of each sampler")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/mixture"), help="default %(default)s"
+    )
+    parser.add_argument("--json", type=Path, help="also write the counts to this file")
+    args = parser.parse_args()
+    for name in ("steps", "cycles", "seeds"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1")
+    if args.cycles > args.steps:
+        parser.error("--cycles must be at most --steps")
+    if not 0 < args.peak < float("inf"):
+        parser.error("--peak must be above 0 and finite")
+    if not 0 <= args.explore < 1:
+        parser.error("--explore must be from 0 to below 1")
+    return args
+
+
+def fail(message: str) -> int:
+    """Say what is wrong; the exit status of a bad argument."""
+    print(f"mixture: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
