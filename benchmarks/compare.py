@@ -45,13 +45,13 @@ OPTIMIZERS: dict[str, Callable[[float, float, Any], optax.GradientTransformation
 # dataset: epochs, batch size, and (learning rate, temperature) of each optimizer
 DEFAULTS: dict[str, tuple[int, int, dict[str, tuple[float, float]]]] = {
     "digits": (
-        20,
+        15,
         32,
         {
-            "sgd": (0.1, 0.0),
-            "momentum": (0.02, 0.0),
+            "sgd": (0.05, 0.0),
+            "momentum": (0.01, 0.0),
             "adam": (0.001, 0.0),
-            "langevin": (0.1, 1e-5),
+            "langevin": (0.05, 1e-5),
             "article": (0.001, 0.05),
         },
     ),
@@ -222,7 +222,7 @@ def parse_args() -> argparse.Namespace:
         "--optimizers", nargs="+", default=list(OPTIMIZERS), choices=OPTIMIZERS, metavar="NAME",
         help=f"which to train: {' '.join(OPTIMIZERS)} (default: all)",
     )  # fmt: skip
-    parser.add_argument("--epochs", type=at_least_one, help="default: 20 on digits, 10 on cifar10")
+    parser.add_argument("--epochs", type=at_least_one, help="default: 15 on digits, 10 on cifar10")
     parser.add_argument("--batch-size", type=int, help="default: 32 on digits, 100 on cifar10")
     parser.add_argument("--seeds", type=at_least_one, default=3, help="how many (default 3)")
     for option, what in (("--learning-rate", "step size"), ("--temperature", "temperature")):

@@ -2,14 +2,14 @@
 
 import base64
 import html
-import itertools
 import json
+import math
 import os
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import rich.box
 from rich.console import Console
 from rich.table import Table
@@ -37,13 +37,21 @@ COLUMNS: dict[str, tuple[str, float, int, Callable[[dict[str, Any]], float]]] = 
 }
 
 
-FOLDS: tuple[Callable, ...] = (statistics.fmean, min, max)
+FOLDS: tuple[Callable, ...] = (np.mean, np.min, np.max)
 
 
 def save_metrics(out: Path, metrics: dict[str, Any]) -> None:
-    """Write `metrics.json`, at once or not at all."""
+    """Write `metrics.json`, at once or not at all; a number that is not finite becomes null."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: finite(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [finite(v) for v in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
     part = out / "metrics.json.part"
-    part.write_text(json.dumps(metrics, indent=1))
+    part.write_text(json.dumps(finite(metrics), indent=1, allow_nan=False))
     os.replace(part, out / "metrics.json")
 
 
@@ -68,7 +76,7 @@ def names(metrics: dict[str, Any]) -> list[str]:
 
 def mean_spread(values: list[float]) -> tuple[float, float]:
     """Mean, and standard deviation over seeds (0 for a single one)."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
 def table(metrics: dict[str, Any]) -> dict[str, list[str]]:
@@ -127,10 +135,8 @@ def claims(metrics: dict[str, Any]) -> list[dict[str, Any]]:
         return next(hits, len(run["history"]) + 1)
 
     def wobble(run: dict[str, Any]) -> float:
-        accuracies = [h["test_accuracy"] for h in run["history"]]
-        steps = [b - a for a, b in itertools.pairwise(accuracies)]
-        late = steps[len(steps) // 2 :]
-        return 100 * statistics.fmean(abs(s) for s in late) if late else float("nan")
+        steps = np.abs(np.diff([h["test_accuracy"] for h in run["history"]]))
+        return 100 * steps[len(steps) // 2 :].mean() if len(steps) else float("nan")
 
     def swept(name: str) -> list[float]:
         errors = [1 - r["test_accuracy"] for r in metrics["runs"] if r["optimizer"] == name]
@@ -152,7 +158,7 @@ def claims(metrics: dict[str, Any]) -> list[dict[str, Any]]:
         lambda run: 100 * (run["train_accuracy"] - run["test_accuracy"]),
     )  # fmt: skip
     if metrics["config"]["sweep"]:
-        spread = {name: [statistics.fmean(swept(name))] for name in present if swept(name)}
+        spread = {name: [float(np.mean(swept(name)))] for name in present if swept(name)}
         if len(spread) == len(present):
             how = "mean test error at 1/10, 1/3, 3 and 10 times the learning rate"
             measures.append(("less sensitive to the learning rate", how, " %", spread))
@@ -172,7 +178,7 @@ def claims(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     def text(how: str, values: list[float], unit: str) -> str:
         if how.startswith("epochs") and min(values) > metrics["config"]["epochs"]:
             return "never"
-        return f"{statistics.fmean(values):.3g}{unit}"
+        return f"{np.mean(values):.3g}{unit}"
 
     return [
         {
