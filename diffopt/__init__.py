@@ -1,5 +1,6 @@
 """diffopt: train and sample neural networks with diffusions, as Optax gradient transformations."""
 
+from .chains import split_keys as split_keys
 from .cyclical import cyclical_schedule as cyclical_schedule
 from .cyclical import sampling_stage as sampling_stage
 from .diagnostics import configurational_temperature as configurational_temperature
@@ -7,6 +8,9 @@ from .diagnostics import kinetic_temperature as kinetic_temperature
 from .overdamped import langevin as langevin
 from .overdamped import psgld as psgld
 from .overdamped import sgld as sgld
+from .posterior import collect as collect
+from .posterior import draws as draws
+from .posterior import predictive as predictive
 from .underdamped import baoab as baoab
 from .underdamped import sghmc as sghmc
 from .underdamped import sgnht as sgnht
