@@ -137,6 +137,7 @@ def test_the_buffer_is_not_touched_between_samples(chains):
 
 SHARDED = """
 import jax, jax.numpy as jnp, numpy as np, diffopt
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 mesh = Mesh(np.array(jax.devices()), ("x",))
 params = jax.device_put(jnp.arange(32.0), NamedSharding(mesh, PartitionSpec("x")))
