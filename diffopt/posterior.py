@@ -108,8 +108,8 @@ def collect(capacity: int, *, start: int = 0, every: int = 1) -> Collect:
             value = jnp.nan if jnp.issubdtype(jnp.result_type(p), jnp.inexact) else 0
             return jnp.broadcast_to(jnp.full_like(p, value), (capacity, *jnp.shape(p)))
 
-        zero = jnp.zeros([], jnp.int32)
-        return CollectState(jax.tree.map(empty, params), zero, zero, zero - 1)
+        count, step = jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32)  # donated: two buffers
+        return CollectState(jax.tree.map(empty, params), count, step, jnp.full([], -1, jnp.int32))
 
     def update_fn(params: Any, state: CollectState) -> CollectState:
         samples, count, step, diverged = state

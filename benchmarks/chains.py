@@ -1,0 +1,198 @@
+"""What a chain costs when many run in one program, by one after another and by BlackJAX's SGLD.
+
+    python -m benchmarks.chains
+    python -m benchmarks.chains --json chains.json --png chains.png
+
+Every chain is a network of 64-32-10 neurons on scikit-learn's digits, at batch 32. All three ways
+take the same gradients on the same batches. The rounds are interleaved; the median is reported.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import blackjax
+import jax
+import jax.numpy as jnp
+import optax
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from sklearn.datasets import load_digits
+
+import diffopt
+
+CHAINS = (1, 2, 4, 8, 16, 32, 64)
+BATCH_SIZE, LEARNING_RATE, TEMPERATURE = 32, 0.01, 1 / 1797
+WAYS = {
+    "vmap": "diffopt, vmapped",
+    "one after another": "diffopt, one after another",
+    "blackjax": "BlackJAX SGLD, vmapped",
+}
+
+
+def init_params(key: jax.Array) -> dict[str, jax.Array]:
+    """A network of 64-32-10 neurons, 2,410 parameters."""
+    key1, key2 = jax.random.split(key)
+    return {
+        "w1": jax.random.normal(key1, (64, 32)) / 8,
+        "b1": jnp.zeros(32),
+        "w2": jax.random.normal(key2, (32, 10)) / 32**0.5,
+        "b2": jnp.zeros(10),
+    }
+
+
+def mean_loss(params: Any, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Mean cross-entropy of a batch."""
+    images, labels = batch
+    hidden = jax.nn.relu(images @ params["w1"] + params["b1"])
+    logits = hidden @ params["w2"] + params["b2"]
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def optax_chain(params: Any, state: Any, batches: Any) -> Any:
+    """One chain of `diffopt.sgld` over all batches: its last parameters."""
+    tx = diffopt.sgld(LEARNING_RATE, TEMPERATURE)
+
+    def step(carry: Any, batch: Any) -> Any:
+        params, state = carry
+        updates, state = tx.update(jax.grad(mean_loss)(params, batch), state)
+        return (optax.apply_updates(params, updates), state), None
+
+    return jax.lax.scan(step, (params, state), batches)[0][0]
+
+
+def blackjax_chain(params: Any, key: jax.Array, batches: Any) -> Any:
+    """The same with `blackjax.sgld`, on the log posterior -L/T, at step size ηT."""
+    sgld = blackjax.sgld(lambda p, b: jax.grad(lambda p: -mean_loss(p, b) / TEMPERATURE)(p))
+
+    def step(carry: Any, batch: Any) -> Any:
+        params, key = carry
+        key, subkey = jax.random.split(key)
+        return (sgld.step(subkey, params, batch, LEARNING_RATE * TEMPERATURE), key), None
+
+    return jax.lax.scan(step, (params, key), batches)[0][0]
+
+
+def programs(num_chains: int, batches: Any) -> dict[str, Callable[[], Any]]:
+    """The three ways to run `num_chains` chains, compiled."""
+    params = jax.vmap(init_params)(jax.random.split(jax.random.key(0), num_chains))
+    tx = diffopt.sgld(LEARNING_RATE, TEMPERATURE)
+    states = diffopt.split_keys(tx.init(jax.tree.map(lambda p: p[0], params)), num_chains)
+    keys = jax.random.split(jax.random.key(1), num_chains)
+    singles = [jax.tree.map(lambda x, i=i: x[i], (params, states)) for i in range(num_chains)]
+
+    single = jax.jit(optax_chain).lower(*singles[0], batches).compile()
+    vmapped = jax.jit(jax.vmap(optax_chain, in_axes=(0, 0, None)))
+    vmapped = vmapped.lower(params, states, batches).compile()
+    peer = jax.jit(jax.vmap(blackjax_chain, in_axes=(0, 0, None)))
+    peer = peer.lower(params, keys, batches).compile()
+    return {
+        "vmap": partial(vmapped, params, states, batches),
+        "one after another": lambda: [single(p, s, batches) for p, s in singles],
+        "blackjax": partial(peer, params, keys, batches),
+    }
+
+
+def measure(steps: int, rounds: int, chains: tuple[int, ...], console: Console) -> list[dict]:
+    """Microseconds per step and chain, for each number of chains and each way."""
+    digits = load_digits()
+    index = jax.random.randint(jax.random.key(2), (steps, BATCH_SIZE), 0, len(digits.target))
+    batches = jnp.asarray(digits.data / 16, jnp.float32)[index], jnp.asarray(digits.target)[index]
+    rows = []
+    for num_chains in track(chains, "chains", console=console, transient=True):
+        ways = programs(num_chains, batches)
+        times: dict[str, list[float]] = {way: [] for way in ways}
+        for round_ in range(rounds + 1):  # the first is a warm-up
+            for way, run in ways.items():
+                clock = time.perf_counter()
+                jax.block_until_ready(run())
+                if round_:
+                    times[way].append(time.perf_counter() - clock)
+        rows.append(
+            {"chains": num_chains}
+            | {w: 1e6 * statistics.median(t) / steps / num_chains for w, t in times.items()}
+        )
+    return rows
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """Cost per chain against the number of chains, as a picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for (way, label), color in zip(WAYS.items(), ("#d6336c", "#8d8d8d", "#5b8ff9"), strict=True):
+        axes.plot([r["chains"] for r in rows], [r[way] for r in rows], "o-", label=label, c=color)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks := [r["chains"] for r in rows], [str(t) for t in ticks])
+    axes.set_ylim(bottom=0)
+    axes.set(xlabel="chains", ylabel="µs per step and chain", title="Cost of one chain")
+    axes.legend()
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> int:
+    """Parse the command line, measure, show."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.chains", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--png", type=Path, help="draw them here")
+    parser.add_argument("--steps", type=at_least_one, default=500, help="default %(default)s")
+    parser.add_argument("--rounds", type=at_least_one, default=7, help="default %(default)s")
+    parser.add_argument(
+        "--chains", type=at_least_one, nargs="+", default=CHAINS, metavar="N",
+        help=f"default {' '.join(map(str, CHAINS))}",
+    )  # fmt: skip
+    args = parser.parse_args()
+    for path in filter(None, (args.json, args.png)):
+        try:
+            path.open("ab").close()
+        except OSError as error:
+            parser.error(f"{path} cannot be written: {error.strerror}")
+
+    console = Console()
+    rows = measure(args.steps, args.rounds, tuple(args.chains), console)
+    table = Table(title="µs per step and chain", title_justify="left")
+    table.add_column("chains", justify="right")
+    for label in WAYS.values():
+        table.add_column(label, justify="right")
+    for row in rows:
+        table.add_row(str(row["chains"]), *(f"{row[way]:.1f}" for way in WAYS))
+    console.print(table)
+    packages = {p: version(p) for p in ("diffopt", "jax", "jaxlib", "optax", "blackjax")}
+    ran_on = packages | {
+        "python": sys.version.split()[0],
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    console.print(", ".join(f"{k} {v}" for k, v in ran_on.items()))
+    if args.json:
+        config = {"steps": args.steps, "rounds": args.rounds, "batch_size": BATCH_SIZE}
+        report = {"config": config, "versions": ran_on, "microseconds_per_step_and_chain": rows}
+        args.json.write_text(json.dumps(report, indent=1))
+    if args.png:
+        draw(rows, args.png)
+    return 0
+
+
+def at_least_one(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
