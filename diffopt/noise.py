@@ -9,14 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Noise = str | Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
+Sampler = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
+Noise = str | Sampler
 
 
+SMALL = 2**16
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
 def threefry(key: jax.Array, counter: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Threefry-2x32 with 20 rounds of the blocks (0, `counter`): one loop, all of it fusible.
+    """Threefry-2x32 with 20 rounds of the blocks (0, `counter`), as one elementwise expression.
 
     Salmon et al., `Parallel random numbers: as easy as 1, 2, 3
     <https://doi.org/10.1145/2063384.2063405>`_, SC 2011.
@@ -33,7 +35,7 @@ def threefry(key: jax.Array, counter: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def fused_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The same numbers as `jax.random.bits(key, shape)`, element i from counter i alone."""
+    """`jax.random.bits(key, shape)`, written so that it fuses on a CPU."""
     counter = jnp.zeros(shape, jnp.uint32)
     for axis, size in enumerate(shape):
         counter = counter * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
@@ -42,44 +44,92 @@ def fused_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def fused_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The same numbers as `jax.random.normal(key, shape)`: √2 erf⁻¹ of uniforms in (-1, 1)."""
+    """`jax.random.normal(key, shape)`, written so that it fuses on a CPU: √2 erf⁻¹(u)."""
     mantissa = fused_bits(key, shape) >> np.uint32(9)
     unit = jax.lax.bitcast_convert_type(mantissa | np.uint32(0x3F800000), jnp.float32) - 1
     low = np.nextafter(np.float32(-1), np.float32(0))
     return np.float32(np.sqrt(2)) * jax.lax.erf_inv(unit * (1 - low) + low)
 
 
-def is_threefry(key: jax.Array, shape: tuple[int, ...]) -> bool:
-    """Whether JAX computes element i of `jax.random.bits(key, shape)` from counter i alone."""
-    return (
-        str(jax.random.key_impl(key)) == "threefry2x32"
-        and jax.config.jax_threefry_partitionable
-        and math.prod(shape) < 2**32
-    )
+def on_cpu(
+    fused: Callable[[jax.Array], jax.Array],
+    plain: Callable[[jax.Array], jax.Array],
+    key: jax.Array,
+    size: int,
+) -> jax.Array:
+    """`fused(key)` on a CPU, where JAX computes its numbers so too; elsewhere `plain(key)`.
+
+    JAX draws element i of an array from the counter i if the key is a Threefry key and
+    `jax_threefry_partitionable` is on. A CPU lowers that to passes over whole arrays.
+    """
+    impl = str(jax.random.key_impl(key))
+    if impl != "threefry2x32" or not jax.config.jax_threefry_partitionable or size >= 2**32:
+        return plain(key)
+    return jax.lax.platform_dependent(key, cpu=fused, default=plain)
+
+
+def in_memory(sample: Sampler, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """`sample(key, shape, dtype)`, on a CPU computed once into memory, not again at every use.
+
+    XLA fuses nothing into or out of a conditional whose condition it cannot know.
+    """
+
+    def conditional(key: jax.Array) -> jax.Array:
+        true = jax.lax.optimization_barrier(jnp.array(True))
+        zeros = lambda key: jnp.zeros(shape, dtype)
+        return jax.lax.cond(true, lambda key: sample(key, shape, dtype), zeros, key)
+
+    plain = lambda key: sample(key, shape, dtype)
+    return jax.lax.platform_dependent(key, cpu=conditional, default=plain)
+
+
+def random_bits(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """`jax.random.bits(key, shape, dtype)` of 32-bit words, fused on a CPU."""
+    plain = partial(jax.random.bits, shape=shape, dtype=dtype)
+    return on_cpu(partial(fused_bits, shape=shape), plain, key, math.prod(shape))
 
 
 @partial(jax.jit, static_argnames=("shape", "dtype"))
 def gaussian(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Standard normal increments, the same numbers as `jax.random.normal(key, shape, dtype)`.
-
-    On a CPU JAX lowers Threefry to a loop of whole-array passes; there it is written out instead,
-    so that drawing fuses into the update that uses it.
-    """
+    """Standard normal increments, the same numbers as `jax.random.normal(key, shape, dtype)`."""
 
     def plain(key: jax.Array) -> jax.Array:
         return jax.random.normal(key, shape, dtype)
 
-    if dtype != jnp.float32 or not is_threefry(key, shape):
-        return plain(key)
-    return jax.lax.platform_dependent(key, cpu=lambda key: fused_normal(key, shape), default=plain)
+    def fused(key: jax.Array) -> jax.Array:
+        if shape and shape[-1] < 64 and shape[-1] % 8:  # no whole vectors in a row: a scalar loop
+            flat = lambda key, shape, dtype: fused_normal(key, shape)
+            return in_memory(flat, key, (math.prod(shape),), dtype).reshape(shape)
+        return fused_normal(key, shape)
+
+    return on_cpu(fused, plain, key, math.prod(shape)) if dtype == jnp.float32 else plain(key)
 
 
+@partial(jax.jit, static_argnames=("shape", "dtype"))
 def rademacher(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Increments ±1 with equal probability: mean, variance and third moment of a Gaussian."""
-    return jax.random.rademacher(key, shape, dtype)
+    """Increments ±1 with equal probability, from one random bit each.
+
+    They have the mean, the variance and the third moment of a Gaussian, so an Euler-Maruyama step
+    keeps its weak order 1: expectations at a fixed time, and the stationary mean and covariance
+    under a quadratic loss, are as with Gaussian increments up to O(η). They do not have its
+    fourth moment (1, not 3) or its tails: a step never moves an element by more than √(2Tη), and
+    the law after few steps is that of a random walk on a lattice. It becomes normal as steps add
+    up. See Kloeden & Platen, `Numerical Solution of Stochastic Differential Equations
+    <https://doi.org/10.1007/978-3-662-12616-5>`_, section 14.1.
+    """
+    if not shape:
+        return rademacher(key, (1,), dtype)[0]
+    axis = min(range(len(shape)), key=lambda axis: -(-shape[axis] // 32) / max(shape[axis], 1))
+    size = shape[axis]
+    words_shape = (*shape[:axis], -(-size // 32), *shape[axis + 1 :])
+    words = in_memory(random_bits, key, words_shape, jnp.uint32)
+    words = jnp.repeat(words, 32, axis=axis)
+    words = jax.lax.slice_in_dim(words, 0, size, axis=axis)
+    bits = words >> (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) % 32)
+    return jnp.where(bits & 1, 1, -1).astype(dtype)
 
 
-NOISES = {"gaussian": gaussian, "rademacher": rademacher}
+NOISES: dict[str, Sampler] = {"gaussian": gaussian, "rademacher": rademacher}
 
 
 def make_key(key: Any) -> jax.Array:
@@ -100,7 +150,7 @@ def make_key(key: Any) -> jax.Array:
     raise TypeError(f"key must be an int or a single PRNG key, got {key!r}")
 
 
-def get_noise(noise: Noise) -> Callable[[jax.Array, tuple[int, ...], Any], jax.Array]:
+def get_noise(noise: Noise) -> Sampler:
     """The function that draws the noise called `noise`, or `noise` itself if it is a function.
 
     Raises:
@@ -131,27 +181,43 @@ def draw(key: jax.Array, tree: Any, noise: Noise) -> Any:
     distinct values, none beyond 2.52, and variance 0.993. Scale and add first, then round. A
     complex leaf is two real ones: its real and its imaginary part each have variance 1.
 
+    Leaves of fewer than 2¹⁶ elements are drawn together as one vector, so that the biases and
+    norms of a network compile one generator; a larger leaf's noise fuses into its update.
+
     Args:
       key: a typed PRNG key, used for this increment only.
       tree: a tree of arrays of floating or complex dtype.
-      noise: `"gaussian"`, `"rademacher"`, or a function `(key, shape, dtype) -> array`.
+      noise: `"gaussian"`, `"rademacher"`, or a function `(key, shape, dtype) -> array`, which is
+        called once for each leaf, or once with shape (2, ...) for a complex one.
 
     Raises:
       TypeError: a leaf has an integer or boolean dtype.
     """
     check_inexact(tree)
     sample = get_noise(noise)
-
-    def leaf_noise(leaf_key: jax.Array, leaf: jax.Array) -> jax.Array:
-        dtype = jnp.promote_types(jnp.result_type(leaf), jnp.float32)
-        if not jnp.issubdtype(dtype, jnp.complexfloating):
-            return sample(leaf_key, jnp.shape(leaf), dtype)
-        real = jnp.finfo(dtype).dtype
-        re_key, im_key = jax.random.split(leaf_key)
-        re, im = (sample(k, jnp.shape(leaf), real) for k in (re_key, im_key))
-        return jax.lax.complex(re, im)
-
     leaves, treedef = jax.tree.flatten(tree)
-    keys = jax.random.split(key, len(leaves))
-    xis = [leaf_noise(k, leaf) for k, leaf in zip(keys, leaves, strict=True)]
+    dtypes = [jnp.promote_types(jnp.result_type(leaf), jnp.float32) for leaf in leaves]
+    shapes = [
+        (2, *jnp.shape(leaf)) if jnp.issubdtype(dtype, jnp.complexfloating) else jnp.shape(leaf)
+        for leaf, dtype in zip(leaves, dtypes, strict=True)
+    ]
+    sizes = [math.prod(shape) for shape in shapes]
+
+    draws: dict[Any, list[int]] = {}
+    for i, size in enumerate(sizes):
+        together = size < SMALL and not callable(noise)
+        draws.setdefault(jnp.finfo(dtypes[i]).dtype if together else i, []).append(i)
+
+    xis: list[Any] = [None] * len(leaves)
+    for draw_key, members in zip(jax.random.split(key, len(draws)), draws.values(), strict=True):
+        real = jnp.finfo(dtypes[members[0]]).dtype
+        if len(members) == 1:
+            parts = [sample(draw_key, shapes[members[0]], real)]
+        else:
+            total = sum(sizes[i] for i in members)
+            flat = in_memory(sample, draw_key, (total,), real)
+            parts = jnp.split(flat, np.cumsum([sizes[i] for i in members])[:-1])
+        for i, part in zip(members, parts, strict=True):
+            xi = part.reshape(shapes[i])
+            xis[i] = jax.lax.complex(xi[0], xi[1]) if jnp.iscomplexobj(leaves[i]) else xi
     return jax.tree.unflatten(treedef, xis)
