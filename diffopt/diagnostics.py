@@ -56,7 +56,7 @@ def configurational_temperature(params: Any, grads: Any) -> Temperature:
 
     References:
       Wenzel et al., `How Good is the Bayes Posterior in Deep Neural Networks Really?
-      <https://arxiv.org/abs/2002.02405>`_, ICML 2020, section 2 and appendix I.
+      <https://arxiv.org/abs/2002.02405>`_, ICML 2020.
     """
     check_inexact(params)
     return Temperature(mean_product(params, grads), jax.tree.map(mean_product, params, grads))
@@ -97,7 +97,7 @@ def kinetic_temperature(opt_state: Any) -> Temperature:
 
     References:
       Wenzel et al., `How Good is the Bayes Posterior in Deep Neural Networks Really?
-      <https://arxiv.org/abs/2002.02405>`_, ICML 2020, section 2 and appendix I.
+      <https://arxiv.org/abs/2002.02405>`_, ICML 2020.
     """
     kinds = (UnderdampedState, ThermostatState)
     leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, kinds))
