@@ -63,7 +63,8 @@ def on_cpu(
     `jax_threefry_partitionable` is on. A CPU lowers that to passes over whole arrays.
     """
     impl = str(jax.random.key_impl(key))
-    if impl != "threefry2x32" or not jax.config.jax_threefry_partitionable or size >= 2**32:
+    partitionable = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
+    if impl != "threefry2x32" or not partitionable or size >= 2**32:
         return plain(key)
     return jax.lax.platform_dependent(key, cpu=fused, default=plain)
 
@@ -132,22 +133,26 @@ def rademacher(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
 NOISES: dict[str, Sampler] = {"gaussian": gaussian, "rademacher": rademacher}
 
 
-def make_key(key: Any) -> jax.Array:
-    """A typed PRNG key from an int, a 0-d integer array, a raw `PRNGKey` or a typed key.
+def check_key(key: Any) -> None:
+    """Raise a TypeError unless `key` is an int, a 0-d integer array, a raw or a typed PRNG key."""
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", ())
+    if dtype is None:
+        good = isinstance(key, int) and not isinstance(key, bool)
+    elif shape:
+        good = len(shape) == 1 and dtype == jnp.uint32
+    else:
+        good = jnp.issubdtype(dtype, jax.dtypes.prng_key) or jnp.issubdtype(dtype, jnp.integer)
+    if not good:
+        raise TypeError(f"key must be an int or a single PRNG key, got {key!r}")
 
-    Raises:
-      TypeError: `key` is none of these.
-    """
-    try:
-        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0:
-            return key
-        if key.ndim == 1 and key.dtype == jnp.uint32:
-            return jax.random.wrap_key_data(key)
-    except AttributeError:
-        pass
-    if jnp.ndim(key) == 0 and jnp.issubdtype(jnp.result_type(key), jnp.integer):
-        return jax.random.key(key)
-    raise TypeError(f"key must be an int or a single PRNG key, got {key!r}")
+
+def make_key(key: Any) -> jax.Array:
+    """A typed PRNG key from any key that `check_key` accepts."""
+    if jnp.ndim(key) == 1:
+        return jax.random.wrap_key_data(key)
+    if jnp.issubdtype(getattr(key, "dtype", int), jax.dtypes.prng_key):
+        return key
+    return jax.random.key(key)
 
 
 def get_noise(noise: Noise) -> Sampler:

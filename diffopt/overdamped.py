@@ -1,15 +1,14 @@
 """Overdamped Langevin diffusions: dθ = -∇L(θ) dt + √(2D) dW."""
 
 from collections.abc import Callable
-from math import inf
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from .noise import Noise, check_inexact, draw, get_noise, make_key
-from .scalars import ScalarOrSchedule, at, check_scalar
+from .noise import Noise, check_inexact, check_key, draw, get_noise, make_key
+from .scalars import ScalarOrSchedule, at, check_number, check_scalar
 
 
 class DiffusionState(NamedTuple):
@@ -101,6 +100,7 @@ def langevin(
     check_scalar("diffusion", diffusion)
     if learning_rate is not None:
         check_scalar("learning_rate", learning_rate, positive=True)
+    check_key(key)
     get_noise(noise)
 
     def update_fn(
@@ -167,6 +167,7 @@ def sgld(
     """
     check_scalar("learning_rate", learning_rate, positive=True)
     check_scalar("temperature", temperature)
+    check_key(key)
     get_noise(noise)
 
     def update_fn(
@@ -184,15 +185,6 @@ def sgld(
         return updates, DiffusionState(optax.safe_increment(state.count), key)
 
     return optax.GradientTransformation(_start(key), update_fn)
-
-
-def check_number(name: str, value: Any, *, positive: bool = False, below: float = inf) -> None:
-    """Raise unless `value` is a number as `check_scalar` asks for, no schedule, and < `below`."""
-    if callable(value):
-        raise TypeError(f"{name} must be a number or a 0-d array, got {value!r}")
-    check_scalar(name, value, positive=positive)
-    if not isinstance(value, jax.core.Tracer) and float(value) >= below:
-        raise ValueError(f"{name} must be < {below}, got {value!r}")
 
 
 class PreconditionedState(NamedTuple):
@@ -291,6 +283,7 @@ def psgld(
     check_scalar("temperature", temperature)
     check_number("decay", decay, below=1)
     check_number("eps", eps, positive=True)
+    check_key(key)
     get_noise(noise)
 
     def init_fn(params: Any) -> PreconditionedState:

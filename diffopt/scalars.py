@@ -12,16 +12,14 @@ import numpy as np
 ScalarOrSchedule = float | jax.Array | Callable[[Any], Any]
 
 
-def check_scalar(name: str, value: Any, *, positive: bool = False) -> None:
-    """Raise unless `value` is a schedule or a finite number ≥ 0 (> 0 where `positive`).
+def check_number(name: str, value: Any, *, positive: bool = False, below: float = math.inf) -> None:
+    """Raise unless `value` is a finite number ≥ 0 (> 0 where `positive`) and < `below`.
 
     A tracer is taken as it is. So is a 0-d `jax.Array` at zero or a rounding error below it,
     because `optax.inject_hyperparams` hands over the value of a schedule as such an array.
     """
-    if callable(value):
-        return
     if isinstance(value, bool) or not isinstance(value, numbers.Real | np.ndarray | jax.Array):
-        raise TypeError(f"{name} must be a number, a 0-d array or a schedule, got {value!r}")
+        raise TypeError(f"{name} must be a number or a 0-d array, got {value!r}")
     shape, dtype = getattr(value, "shape", ()), jnp.result_type(value)
     if shape or not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
         raise TypeError(f"{name} must be a real scalar, got shape {shape} and dtype {dtype}")
@@ -29,12 +27,18 @@ def check_scalar(name: str, value: Any, *, positive: bool = False) -> None:
         number = float(value)
     except jax.errors.ConcretizationTypeError:
         return
-    if isinstance(value, jax.Array):
-        good = math.isfinite(number) and number >= -1e-6
-    else:
-        good = math.isfinite(number) and (number > 0 if positive else number >= 0)
-    if not good:
+    if isinstance(value, jax.Array) and -1e-6 <= number <= 0:
+        return
+    if not math.isfinite(number) or number < 0 or (positive and number == 0):
         raise ValueError(f"{name} must be finite and {'>' if positive else '≥'} 0, got {value!r}")
+    if number >= below:
+        raise ValueError(f"{name} must be < {below}, got {value!r}")
+
+
+def check_scalar(name: str, value: Any, *, positive: bool = False) -> None:
+    """Raise unless `value` is a schedule or a number as `check_number` asks for."""
+    if not callable(value):
+        check_number(name, value, positive=positive)
 
 
 def at(value: ScalarOrSchedule, count: jax.Array) -> jax.Array:

@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .noise import Noise, check_inexact, draw, get_noise, make_key
-from .overdamped import check_number
-from .scalars import ScalarOrSchedule, at, check_scalar
+from .noise import Noise, check_inexact, check_key, draw, get_noise, make_key
+from .scalars import ScalarOrSchedule, at, check_number, check_scalar
 
 
 class UnderdampedState(NamedTuple):
@@ -143,6 +142,7 @@ def sghmc(
     check_scalar("learning_rate", learning_rate, positive=True)
     check_scalar("temperature", temperature)
     check_number("momentum", momentum, below=1)
+    check_key(key)
     get_noise(noise)
 
     def init_fn(params: Any) -> UnderdampedState:
@@ -243,6 +243,7 @@ def baoab(
     check_scalar("step_size", step_size, positive=True)
     check_scalar("temperature", temperature)
     check_number("friction", friction)
+    check_key(key)
     get_noise(noise)
 
     def init_fn(params: Any) -> UnderdampedState:
@@ -360,6 +361,7 @@ def sgnht(
     check_scalar("learning_rate", learning_rate, positive=True)
     check_scalar("temperature", temperature)
     check_number("momentum", momentum, below=1)
+    check_key(key)
     get_noise(noise)
 
     def init_fn(params: Any) -> ThermostatState:
