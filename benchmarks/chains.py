@@ -90,10 +90,10 @@ def programs(num_chains: int, batches: Any) -> dict[str, Callable[[], Any]]:
     singles = [jax.tree.map(lambda x, i=i: x[i], (params, states)) for i in range(num_chains)]
 
     single = jax.jit(optax_chain).lower(*singles[0], batches).compile()
-    vmapped = jax.jit(jax.vmap(optax_chain, in_axes=(0, 0, None)))
-    vmapped = vmapped.lower(params, states, batches).compile()
-    peer = jax.jit(jax.vmap(blackjax_chain, in_axes=(0, 0, None)))
-    peer = peer.lower(params, keys, batches).compile()
+    vmapped, peer = (
+        jax.jit(jax.vmap(chain, in_axes=(0, 0, None))).lower(params, state, batches).compile()
+        for chain, state in ((optax_chain, states), (blackjax_chain, keys))
+    )
     return {
         "vmap": partial(vmapped, params, states, batches),
         "one after another": lambda: [single(p, s, batches) for p, s in singles],
