@@ -20,6 +20,10 @@ COLORS = {
     "momentum": "#61b15a",
     "adam": "#f6a04d",
     "langevin": "#d6336c",
+    "psgld": "#00a5a5",
+    "sghmc": "#7b2cbf",
+    "baoab": "#c9a227",
+    "sgnht": "#8c564b",
     "article": "#8d8d8d",
 }
 # column: what it is called in a narrow table, its scale, its decimals, its value for a run

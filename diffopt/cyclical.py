@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .overdamped import check_number
+from .scalars import check_number
 
 Schedule = Callable[[Any], jax.Array]
 
