@@ -26,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import diffopt
 
 from . import data, report
+from .calibration import ood_auroc
 from .models import CNN
 from .training import make_epoch, predict, scores
 
@@ -106,7 +107,8 @@ def main() -> int:
     metrics: dict[str, Any] = {"config": config(args), "versions": versions(), "runs": []}
     status = 0
     try:
-        for run in runs(args, dataset, console):
+        strange = data.out_of_distribution(args.dataset)
+        for run in runs(args, dataset, strange, console):
             metrics["runs"].append(run)
             report.save_metrics(args.out, metrics)
     except KeyboardInterrupt:
@@ -119,7 +121,9 @@ def main() -> int:
     return status
 
 
-def runs(args: argparse.Namespace, dataset: data.Data, console: Console) -> Iterator[dict]:
+def runs(
+    args: argparse.Namespace, dataset: data.Data, strange: jax.Array, console: Console
+) -> Iterator[dict]:
     """Train every optimizer from every seed, and at every learning rate of the sweep."""
     jobs = [(name, 1.0, args.seeds) for name in args.optimizers]
     if args.sweep:
@@ -140,7 +144,9 @@ def runs(args: argparse.Namespace, dataset: data.Data, console: Console) -> Iter
 
         for name, scale, seeds in jobs:
             lr, temperature = scale * args.learning_rate[name], args.temperature[name]
-            run = trainer(name, lr, temperature, dataset, args.epochs, args.batch_size, show)
+            run = trainer(
+                name, lr, temperature, dataset, strange, args.epochs, args.batch_size, show
+            )
             for seed in range(seeds):
                 progress.update(bar, description=f"{name} {lr:.2g}, seed {seed}")
                 yield run(seed)
@@ -151,13 +157,17 @@ def trainer(
     lr: float,
     temperature: float,
     dataset: data.Data,
+    strange: jax.Array,
     epochs: int,
     batch_size: int,
     show: Callable[[float, float], None],
 ) -> Callable[[int], dict[str, Any]]:
     """Compile an epoch of the CNN with one optimizer; return the function that trains from a seed.
 
-    The seed gives the initial weights, the order of the data, and the noise.
+    The seed gives the initial weights, the order of the data, and the noise. The predictions of
+    the epochs of the second half are averaged, whatever the optimizer: for a sampler that is the
+    posterior predictive distribution, for the others an ensemble along the path. `strange` are
+    images of no class, on which a prediction ought to be unsure.
     """
 
     def start(seed: int) -> tuple[Any, Any, Any, jax.Array]:
@@ -173,11 +183,21 @@ def trainer(
     epoch = program.compile()
     compile_time = time.perf_counter() - clock
 
+    def judge(probs: jax.Array, strange_probs: jax.Array) -> dict[str, float]:
+        got = scores(probs, dataset.test_labels)
+        return {
+            "test_accuracy": got["accuracy"],
+            "test_nll": got["nll"],
+            "brier": got["brier"],
+            "ece": got["ece"],
+            "ood_auroc": ood_auroc(probs, strange_probs),
+        }
+
     def run(seed: int) -> dict[str, Any]:
         graphdef, params, tx, key = start(seed)
         opt_state = tx.init(params)
         history: list[dict[str, Any]] = []
-        losses, step_times = np.empty(0), []
+        losses, step_times, kept = np.empty(0), [], []
         for number in range(1, epochs + 1):
             clock = time.perf_counter()
             params, opt_state, epoch_losses = epoch(
@@ -187,8 +207,10 @@ def trainer(
             step_times.append((time.perf_counter() - clock) / len(epoch_losses))
 
             train_scores = scores(predict(graphdef, params, train_set[0]), train_set[1])
-            test_probs = predict(graphdef, params, dataset.test_images)
-            test_scores = scores(test_probs, dataset.test_labels)
+            probs = [predict(graphdef, params, x) for x in (dataset.test_images, strange)]
+            test_scores = judge(*probs)
+            if number > epochs // 2:
+                kept.append(probs)
             windows = range(len(losses) // 200, (len(losses) + len(epoch_losses)) // 200)
             losses = np.concatenate([losses, epoch_losses])
             history.append(
@@ -201,20 +223,19 @@ def trainer(
                         for i in windows
                     ],
                     "train_accuracy": train_scores["accuracy"],
-                    "test_accuracy": test_scores["accuracy"],
-                    "test_nll": test_scores["nll"],
+                    "test_accuracy": test_scores["test_accuracy"],
+                    "test_nll": test_scores["test_nll"],
                 }
             )
-            show(history[-1]["loss"], test_scores["accuracy"])
+            show(history[-1]["loss"], test_scores["test_accuracy"])
         return {
             "optimizer": name,
             "seed": seed,
             "learning_rate": lr,
             "temperature": temperature,
-            "test_accuracy": test_scores["accuracy"],
-            "test_nll": test_scores["nll"],
-            "ece": test_scores["ece"],
+            **test_scores,
             "train_accuracy": train_scores["accuracy"],
+            "average": judge(*(sum(p) / len(kept) for p in zip(*kept, strict=True))),
             "step_time": statistics.median(step_times),
             "compile_time": compile_time,
             "history": history,

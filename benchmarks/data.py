@@ -65,6 +65,20 @@ def digits() -> Data:
     return jax.device_put(Data(train_x, train_y, test_x, test_y))
 
 
+def out_of_distribution(name: str) -> jax.Array:
+    """Images shaped like those of the dataset `name`, of none of its classes.
+
+    For digits, 520 gray patches of scikit-learn's two bundled photographs; for CIFAR-10, digits.
+    """
+    if name == "cifar10":
+        return jax.numpy.repeat(digits().test_images, 3, axis=-1)
+    from sklearn.datasets import load_sample_images
+
+    photos = np.stack(load_sample_images().images).mean(-1)[:, : 13 * 32, : 20 * 32]
+    patches = photos.reshape(2, 13, 32, 20, 32).swapaxes(2, 3).reshape(-1, 32, 32, 1)
+    return jax.device_put(patches.astype(np.float32) / np.float32(127.5) - 1)
+
+
 def cifar10(data_dir: str | None) -> Data:
     """CIFAR-10: 50,000 train and 10,000 test photographs in 10 classes; decoded once, then cached.
 

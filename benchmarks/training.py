@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from .calibration import brier
+
 
 def mean_loss(graphdef: Any, params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
     """Mean cross-entropy of a batch."""
@@ -53,7 +55,7 @@ def predict(graphdef: Any, params: Any, images: jax.Array) -> jax.Array:
 
 
 def scores(probs: jax.Array, labels: jax.Array, bins: int = 15) -> dict[str, float]:
-    """Accuracy, negative log-likelihood and expected calibration error of class probabilities.
+    """Accuracy, negative log-likelihood, Brier score and calibration error of class probabilities.
 
     The calibration error is the mean gap between confidence and accuracy over `bins` equal bins
     of confidence, weighted by the examples in each (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
@@ -65,5 +67,6 @@ def scores(probs: jax.Array, labels: jax.Array, bins: int = 15) -> dict[str, flo
     return {
         "accuracy": float(correct.mean()),
         "nll": float(nll.mean()),
+        "brier": brier(probs, labels),
         "ece": float(jnp.abs(gap).sum() / len(labels)),
     }

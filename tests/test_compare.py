@@ -49,6 +49,7 @@ def test_metrics_have_every_run_and_its_history(out):
     for r in metrics["runs"]:
         assert 0 <= r["test_accuracy"] <= 1 and 0 <= r["train_accuracy"] <= 1
         assert r["step_time"] > 0
+        assert 0 <= r["average"]["ood_auroc"] <= 1 and 0 <= r["average"]["brier"] <= 2
         assert [h["epoch"] for h in r["history"]] == [1, 2]
         assert [h["step"] for h in r["history"]] == [5, 10]
         assert r["history"][-1]["test_accuracy"] == r["test_accuracy"]
@@ -69,7 +70,7 @@ def test_the_loss_of_every_200_batches_is_kept():
     small = data.digits()
     images, labels = small.train_images[:450], small.train_labels[:450]
     train = compare.trainer(
-        "sgd", 0.05, 0.0, data.Data(images, labels, images, labels), 1, 1, lambda *_: None
+        "sgd", 0.05, 0.0, data.Data(images, labels, images, labels), images[:9], 1, 1, lambda *_: 0
     )
     entry = train(0)["history"][0]
     steps, means = zip(*entry["loss_every_200"], strict=True)
@@ -124,6 +125,7 @@ def test_scores_of_known_predictions():
     got = scores(probs, jnp.array([0, 0, 1, 1]))
     assert got["accuracy"] == 0.75
     assert np.isclose(got["nll"], -(2 * np.log(0.8) + np.log(0.2) + np.log(0.7)) / 4)
+    assert np.isclose(got["brier"], 2 * (2 * 0.2**2 + 0.8**2 + 0.3**2) / 4)
     assert np.isclose(got["ece"], abs(3 * 0.8 - 2) / 4 + 0.3 / 4)
 
 
@@ -136,6 +138,7 @@ def run_record(name, accuracies, step_time, seed=0):
         "optimizer": name, "seed": seed, "learning_rate": 0.1, "test_accuracy": accuracies[-1],
         "train_accuracy": 1.0, "test_nll": 1.0, "ece": 0.1, "step_time": step_time,
         "history": history,
+        "average": dict.fromkeys(("test_accuracy", "test_nll", "brier", "ece", "ood_auroc"), 0.5),
     }  # fmt: skip
 
 
