@@ -1,0 +1,45 @@
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import train_cost
+
+needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
+
+
+@needs_torch
+def test_report_has_the_ratios_of_its_own_medians(tmp_path, capsys):
+    path = tmp_path / "cost.json"
+    assert train_cost.main(["--steps", "2", "--rounds", "2", "--json", str(path)]) == 0
+    result = json.loads(path.read_text())
+    ms = {name: row["median_ms"] for name, row in result["step"].items()}
+    with_noise = ms["diffopt, gaussian"]
+    assert result["ratio_to_torch_in_memory"] == with_noise / ms["torch, in memory"]
+    assert result["ratio_to_torch_dataloader"] == with_noise / ms["torch, DataLoader"]
+    assert result["diffusion_overhead"] == with_noise / ms["diffopt, no diffusion"]
+    assert result["config"]["batch"] == 100
+    assert set(ms) == {line[:24].strip() for line in capsys.readouterr().out.splitlines()[1:6]}
+
+
+@pytest.mark.parametrize("name", train_cost.optimizers())
+def test_our_programs_train(name):
+    labels = np.arange(200, dtype=np.int32) % 2
+    images = np.full((200, 32, 32, 3), 255, np.uint8) * labels[:, None, None, None].astype(np.uint8)
+    run, first_call = train_cost.ours(train_cost.optimizers()[name], images, labels)
+    run()
+    assert first_call > 0
+
+
+@pytest.mark.parametrize("bad", [["--steps", "0"], ["--rounds", "1"], ["--json", "no/such/f"]])
+def test_bad_arguments_end_with_status_2(bad, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        train_cost.main(bad)
+    assert "error: --" in capsys.readouterr().err
+
+
+def test_without_torch_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert train_cost.main([]) == 2
+    assert "pip install torch==2.13.0" in capsys.readouterr().err
