@@ -18,8 +18,13 @@ def entropy(probs: ArrayLike) -> np.ndarray:
 
 
 def ood_auroc(probs: ArrayLike, ood_probs: ArrayLike) -> float:
-    """The chance that an out-of-distribution input has more entropy than one of the test set."""
+    """The chance that an out-of-distribution input has more entropy than one of the test set.
+
+    NaN if a prediction is, as those of a diverged network are.
+    """
     known, strange = entropy(probs), entropy(ood_probs)
+    if np.isnan(known).any() or np.isnan(strange).any():
+        return float("nan")
     is_strange = np.repeat([0, 1], [len(known), len(strange)])
     return float(roc_auc_score(is_strange, np.concatenate([known, strange])))
 

@@ -291,8 +291,8 @@ def html_table(metrics: dict[str, Any], columns: dict[str, Any]) -> str:
     def best(column: str) -> str:
         value = columns[column][3]
         means = {name: np.mean([value(r) for r in of(metrics, name)]) for name in names(metrics)}
-        choose = max if column in ("test accuracy, %", "OOD AUROC") else min
-        return choose(means, key=lambda name: means[name])
+        sign = -1 if column in ("test accuracy, %", "OOD AUROC") else 1
+        return min(means, key=lambda name: np.nan_to_num(sign * means[name], nan=np.inf))
 
     winners = [best(column) for column in columns]
     header = "".join(f"<th>{column}</th>" for column in columns)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks import compare, data, report
+from benchmarks.calibration import ood_auroc
 from benchmarks.training import scores
 
 COMMAND = [sys.executable, "-m", "benchmarks.compare"]
@@ -187,3 +188,13 @@ def test_a_diverged_run_is_reported_not_hidden(tmp_path):
     report.write(tmp_path, {"config": config, "versions": {}, "runs": [bad, bad | {"seed": 1}]})
     assert json.loads((tmp_path / "metrics.json").read_text())["runs"][0]["test_nll"] is None
     assert "nan" in (tmp_path / "report.html").read_text()
+
+
+def test_a_diverged_network_has_no_auroc_and_is_never_best():
+    good, bad = np.full((2, 10), 0.1), np.full((2, 10), np.nan)
+    assert math.isnan(ood_auroc(good, bad)) and math.isnan(ood_auroc(bad, good))
+    runs = [run_record("sgd", [0.1], 1.0) | {"test_nll": math.nan}, run_record("adam", [0.1], 2.0)]
+    optimizers = {"sgd": {"learning_rate": 0.1}, "adam": {"learning_rate": 0.1}}
+    metrics = {"config": {"optimizers": optimizers}, "runs": runs}
+    columns = {"test NLL, nats": report.COLUMNS["test NLL, nats"]}
+    assert "<td class=best>1.000 ± 0.000</td>" in report.html_table(metrics, columns)
