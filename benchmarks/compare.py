@@ -104,17 +104,19 @@ def main() -> int:
         return fail(f"--out {args.out} cannot be written: {error.strerror}")
 
     metrics: dict[str, Any] = {"config": config(args), "versions": versions(), "runs": []}
+    predictions: dict[str, report.Predictions] = {}  # of each optimizer's first run
     status = 0
     try:
         strange = data.out_of_distribution(args.dataset)
-        for run in runs(args, dataset, strange, console):
+        for run, predicted in runs(args, dataset, strange, console):
+            predictions.setdefault(run["optimizer"], predicted)
             metrics["runs"].append(run)
             report.save_metrics(args.out, metrics)
     except KeyboardInterrupt:
         console.print(f"[yellow]Interrupted: keeping the {len(metrics['runs'])} finished runs.")
         status = 130
     if metrics["runs"]:
-        report.write(args.out, metrics)
+        report.write(args.out, metrics, predictions, dataset)
         report.show(console, metrics)
         console.print(f"Wrote {', '.join(str(args.out / f) for f in report.FILES)}")
     return status
@@ -122,7 +124,7 @@ def main() -> int:
 
 def runs(
     args: argparse.Namespace, dataset: data.Data, strange: jax.Array, console: Console
-) -> Iterator[dict]:
+) -> Iterator[tuple[dict[str, Any], report.Predictions]]:
     """Train every optimizer from every seed, and at every learning rate of the sweep."""
     jobs = [(name, 1.0, args.seeds) for name in args.optimizers]
     if args.sweep:
@@ -160,13 +162,14 @@ def trainer(
     epochs: int,
     batch_size: int,
     show: Callable[[float, float], None],
-) -> Callable[[int], dict[str, Any]]:
+) -> Callable[[int], tuple[dict[str, Any], report.Predictions]]:
     """Compile an epoch of the CNN with one optimizer; return the function that trains from a seed.
 
-    The seed gives the initial weights, the order of the data, and the noise. The predictions of
-    the epochs of the second half are averaged, whatever the optimizer: for a sampler that is the
-    posterior predictive distribution, for the others an ensemble along the path. `strange` are
-    images of no class, on which a prediction ought to be unsure.
+    It returns the run's record and its predictions of the test set. The seed gives the initial
+    weights, the order of the data, and the noise. The predictions of the epochs of the second
+    half are averaged, whatever the optimizer: for a sampler that is the posterior predictive
+    distribution, for the others an ensemble along the path. `strange` are images of no class, on
+    which a prediction ought to be unsure.
     """
 
     def start(seed: int) -> tuple[Any, Any, Any, jax.Array]:
@@ -192,7 +195,7 @@ def trainer(
             "ood_auroc": ood_auroc(probs, strange_probs),
         }
 
-    def run(seed: int) -> dict[str, Any]:
+    def run(seed: int) -> tuple[dict[str, Any], report.Predictions]:
         graphdef, params, tx, key = start(seed)
         opt_state = tx.init(params)
         history: list[dict[str, Any]] = []
@@ -227,18 +230,20 @@ def trainer(
                 }
             )
             show(history[-1]["loss"], test_scores["test_accuracy"])
-        return {
+        average = [sum(p) / len(kept) for p in zip(*kept, strict=True)]
+        record = {
             "optimizer": name,
             "seed": seed,
             "learning_rate": lr,
             "temperature": temperature,
             **test_scores,
             "train_accuracy": train_scores["accuracy"],
-            "average": judge(*(sum(p) / len(kept) for p in zip(*kept, strict=True))),
+            "average": judge(*average),
             "step_time": min(step_times),  # of the epoch that nothing else disturbed
             "compile_time": compile_time,
             "history": history,
         }
+        return record, report.Predictions(np.asarray(probs[0]), np.asarray(average[0]))
 
     return run
 

@@ -7,14 +7,23 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import rich.box
 from rich.console import Console
 from rich.table import Table
 
-FILES = ("metrics.json", "curves.png", "report.html")
+from .calibration import reliability, selective_accuracy
+from .data import Data
+
+FILES = ("metrics.json", "curves.png", "calibration.png", "certainty.png", "report.html")
+CLASSES = {
+    "digits": tuple("0123456789"),
+    "cifar10": (
+        "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"
+    ),
+}  # fmt: skip
 COLORS = {
     "sgd": "#5b8ff9",
     "momentum": "#61b15a",
@@ -52,6 +61,13 @@ AVERAGE_COLUMNS: dict[str, tuple[str, float, int, Callable[[dict[str, Any]], flo
 FOLDS: tuple[Callable, ...] = (np.mean, np.min, np.max)
 
 
+class Predictions(NamedTuple):
+    """Probabilities `[test images, classes]` of the last iterate, and their average over epochs."""
+
+    last: np.ndarray
+    average: np.ndarray
+
+
 def save_metrics(out: Path, metrics: dict[str, Any]) -> None:
     """Write `metrics.json`, at once or not at all; a number that is not finite becomes null."""
 
@@ -67,12 +83,27 @@ def save_metrics(out: Path, metrics: dict[str, Any]) -> None:
     os.replace(part, out / "metrics.json")
 
 
-def write(out: Path, metrics: dict[str, Any]) -> None:
-    """Write every file of `FILES` into the folder `out`."""
+def write(
+    out: Path, metrics: dict[str, Any], predictions: dict[str, Predictions], dataset: Data
+) -> None:
+    """Write every file of `FILES` into the folder `out`.
+
+    `predictions` of the test set of `dataset` are those of one run of each optimizer.
+    """
     save_metrics(out, metrics)
+    labels = np.asarray(dataset.test_labels)
+    shown = "langevin" if "langevin" in predictions else next(iter(predictions))
+    classes = CLASSES[metrics["config"]["dataset"]]
     draw_curves(metrics, out / "curves.png")
-    picture = base64.b64encode((out / "curves.png").read_bytes()).decode()
-    (out / "report.html").write_text(page(metrics, picture))
+    draw_calibration(predictions, labels, out / "calibration.png")
+    draw_certainty(
+        predictions[shown].average, dataset.test_images, labels, classes, out / "certainty.png"
+    )
+    pictures = {
+        name: base64.b64encode((out / f"{name}.png").read_bytes()).decode()
+        for name in ("curves", "calibration", "certainty")
+    }
+    (out / "report.html").write_text(page(metrics, pictures, shown))
 
 
 def of(metrics: dict[str, Any], name: str) -> list[dict[str, Any]]:
@@ -257,6 +288,95 @@ def draw_curves(metrics: dict[str, Any], path: Path) -> None:
     plt.close(fig)
 
 
+def draw_calibration(predictions: dict[str, Predictions], labels: np.ndarray, path: Path) -> None:
+    """A reliability diagram of each optimizer; below, accuracy against the fraction kept.
+
+    The scale of accuracy below is linear from 99 to 100 %, and logarithmic in the error under it.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    finite = {n: p for n, p in predictions.items() if np.isfinite(p.last).all()}
+    columns = min(5, len(predictions))
+    rows = -(-len(predictions) // columns)
+    heights = rows * min(4, 16 / columns), 4.2
+    fig = plt.figure(figsize=(13, sum(heights)), layout="constrained")
+    (top,), (bottom,) = fig.subfigures(2, 1, height_ratios=heights, squeeze=False, hspace=0.04)
+
+    panels = top.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for ax in panels.flat[len(predictions) :]:
+        ax.remove()
+    for ax, name in zip(panels.flat, predictions, strict=False):
+        ax.plot([0, 100], [0, 100], color="#b9bfca", linewidth=1, linestyle=":")
+        title = name if name in finite else f"{name} diverged"
+        ax.set(title=title, xlabel="confidence, %", box_aspect=1)
+        looks = (("last iterate", "#8a93a3", "none"), ("average", COLORS[name], COLORS[name]))
+        for probs, (label, color, face) in zip(finite.get(name, ()), looks, strict=False):
+            confidence, accuracy, number = reliability(probs, labels, bins=10).T
+            area = 8 + 180 * np.sqrt(number / number.sum())
+            ax.plot(100 * confidence, 100 * accuracy, color=color, linewidth=1, alpha=0.4)
+            ax.scatter(
+                100 * confidence, 100 * accuracy, s=area, facecolor=face, edgecolor=color,
+                label=label,
+            )  # fmt: skip
+    for ax in panels[:, 0]:
+        ax.set_ylabel("accuracy, %")
+    handles = panels[0, 0].get_legend_handles_labels()
+    top.legend(*handles, loc="outside right upper", frameon=False, borderpad=1)
+
+    kept = 100 * np.arange(1, len(labels) + 1) / len(labels)
+    last, average = bottom.subplots(1, 2, sharey=True)
+    for name, both in finite.items():
+        for ax, p in ((last, both.last), (average, both.average)):
+            error = 100 * (1 - selective_accuracy(p, labels))
+            ax.plot(kept, error, color=COLORS[name], label=name, linewidth=1.8)
+    last.set_yscale("symlog", linthresh=1)
+    ticks = (0, 1, 3, 10, 30, 100)
+    last.set_yticks(ticks, [str(100 - tick) for tick in ticks])
+    last.invert_yaxis()
+    last.set(title="last iterate", xlabel="surest images kept, %", ylabel="accuracy on them, %")
+    average.set(title="average", xlabel="surest images kept, %")
+    bottom.legend(*last.get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    for ax in (*top.axes, *bottom.axes):
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(alpha=0.25)
+    fig.savefig(path, dpi=140)
+    plt.close(fig)
+
+
+def draw_certainty(
+    probs: np.ndarray, images: Any, labels: np.ndarray, classes: tuple[str, ...], path: Path
+) -> None:
+    """The eight surest predictions of `probs` and the eight least sure, over their images."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    confidence, guess = probs.max(1), probs.argmax(1)
+    surest_first = np.argsort(-confidence, kind="stable")
+    rows = {"most certain": surest_first[:8], "least certain": surest_first[::-1][:8]}
+    fig, axes = plt.subplots(2, 8, figsize=(13, 4.6), layout="constrained", squeeze=False)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+    for line, (title, chosen) in zip(axes, rows.items(), strict=True):
+        line[0].set_ylabel(title, fontsize="large")
+        for ax, i in zip(line, chosen, strict=False):
+            right = guess[i] == labels[i]
+            sure = "> 99.9 %" if confidence[i] > 0.999 else f"{100 * confidence[i]:.1f} %"
+            ax.imshow((np.asarray(images[i]) + 1) / 2, cmap="gray_r", vmin=0, vmax=1)
+            ax.set_title(f"{classes[guess[i]]}, {sure}", fontsize="medium")
+            ax.set_xlabel(
+                "right" if right else f"is {classes[labels[i]]}",
+                color="#17662d" if right else "#94182b",
+            )
+    fig.savefig(path, dpi=140)
+    plt.close(fig)
+
+
 STYLE = """
 :root { --ink: #1d2330; --soft: #5c6575; --line: #e3e6ec; --page: #f6f7f9; --card: #fff; }
 * { box-sizing: border-box; }
@@ -308,8 +428,17 @@ def html_table(metrics: dict[str, Any], columns: dict[str, Any]) -> str:
     return f'<div class="card"><table><tr><th>optimizer</th>{header}</tr>{body}</table></div>'
 
 
-def page(metrics: dict[str, Any], picture: str) -> str:
-    """The report as one self-contained HTML page; `picture` is the curves' PNG in base64."""
+def figure(what: str, picture: str) -> str:
+    """A PNG in base64 as an image of the page."""
+    return f'<div class="card"><img alt="{what}" src="data:image/png;base64,{picture}"></div>'
+
+
+def page(metrics: dict[str, Any], pictures: dict[str, str], shown: str) -> str:
+    """The report as one self-contained HTML page.
+
+    `pictures` are PNGs in base64; `shown` is the optimizer whose most and least certain images
+    they show.
+    """
     setting, seeds = metrics["config"], metrics["config"]["seeds"]
     accuracy = {n: np.mean([r["test_accuracy"] for r in of(metrics, n)]) for n in names(metrics)}
     first, *others = sorted(accuracy, key=lambda name: -accuracy[name])
@@ -334,8 +463,7 @@ def page(metrics: dict[str, Any], picture: str) -> str:
 <p class="soft">{html.escape(rest + "." if rest else "")} One convolutional network, the same
 initial weights and order of the data for every optimizer, {setting["epochs"]} epochs in batches
 of {setting["batch_size"]}.</p>
-<div class="card"><img alt="Training loss, test error and test NLL by epoch"
- src="data:image/png;base64,{picture}"></div>
+{figure("Training loss, test error and test NLL by epoch", pictures["curves"])}
 <p class="soft">A line is the mean over {seeds} seed{
         "s" if seeds > 1 else ""
     }, its band the range.</p>
@@ -350,6 +478,18 @@ and accuracy (ECE, 15 bins); time per step is that of the fastest epoch, compila
 optimizer alike, at no further gradient evaluation. AUROC is the chance that an image of no class
 (photographs for digits, digits for CIFAR-10) gets a prediction of more entropy than a test image.
 </p>
+<h2>How far its confidence can be trusted</h2>
+{figure("Reliability diagrams, and accuracy by fraction kept", pictures["calibration"])}
+<p class="soft">Above: test images grouped by the confidence of their prediction, and how often
+each group is right; the larger the dot, the more images in it. On the dotted diagonal, what is
+predicted with 80 % confidence is right 80 % of the time; under it, the network is overconfident.
+Below: the accuracy when it answers only for the images it is surest of and leaves the others to
+someone else. A curve that stays high far to the right is that of a network that knows when it
+doesn’t know. Its scale spreads out the last percent. All from seed 0.</p>
+<h2>What {shown} is most and least certain of</h2>
+{figure(f"Test images {shown} is most and least certain of", pictures["certainty"])}
+<p class="soft">Over each test image, the class that the averaged prediction of seed 0 gives it and
+the confidence in that class; under it, whether that is right and, if not, what it is.</p>
 <h2>The article’s claims for the diffusion</h2>
 <div class="card text"><table><tr><th>claim</th><th>measured as</th>
 {"".join(f"<th>{name}</th>" for name in accuracy)}<th>in this run</th></tr>{verdicts}</table></div>

@@ -1,5 +1,6 @@
 """The main job end to end, and what it says when something is wrong."""
 
+import base64
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import sys
 import time
 
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -61,10 +63,13 @@ def test_metrics_have_every_run_and_its_history(out):
 
 def test_report_is_one_self_contained_page(out):
     page = (out / "report.html").read_text()
-    assert "data:image/png;base64," in page and "http" not in page
-    for text in ("langevin", "train-test gap", "faster convergence", "jaxlib"):
-        assert text in page
-    assert (out / "curves.png").stat().st_size > 10_000
+    assert "http" not in page
+    texts = ("train-test gap", "faster convergence", "jaxlib", "What langevin is most and least")
+    assert all(text in page for text in texts)
+    for picture in ("curves.png", "calibration.png", "certainty.png"):
+        content = (out / picture).read_bytes()
+        assert len(content) > 10_000
+        assert f"data:image/png;base64,{base64.b64encode(content).decode()}" in page
 
 
 def test_the_loss_of_every_200_batches_is_kept():
@@ -73,7 +78,12 @@ def test_the_loss_of_every_200_batches_is_kept():
     train = compare.trainer(
         "sgd", 0.05, 0.0, data.Data(images, labels, images, labels), images[:9], 1, 1, lambda *_: 0
     )
-    entry = train(0)["history"][0]
+    record, predicted = train(0)
+    assert predicted.last.shape == predicted.average.shape == (450, 10)
+    assert np.allclose(predicted.last, predicted.average)  # of a single epoch
+    got = scores(jnp.asarray(predicted.last), labels)["accuracy"]
+    assert got == record["test_accuracy"]
+    entry = record["history"][0]
     steps, means = zip(*entry["loss_every_200"], strict=True)
     assert steps == (200, 400)
     assert math.isclose(entry["loss"] * 450, sum(means) * 200, rel_tol=0.3)
@@ -143,6 +153,13 @@ def run_record(name, accuracies, step_time, seed=0):
     }  # fmt: skip
 
 
+def predictions(confidence, examples=360):
+    """Of class 0, all with the same confidence."""
+    probs = np.full((examples, 10), (1 - confidence) / 9)
+    probs[:, 0] = confidence
+    return report.Predictions(probs, probs)
+
+
 def test_claims_say_what_was_measured():
     config = {"epochs": 4, "sweep": False, "optimizers": {}}
     for name in ("sgd", "langevin"):
@@ -162,15 +179,19 @@ def test_claims_say_what_was_measured():
 def test_a_sweep_trains_once_more_at_other_learning_rates(tmp_path, monkeypatch):
     def trainer(name, lr, *_):
         errors = {"sgd": lr, "langevin": 0.01}
-        return lambda seed: (
-            run_record(name, [0.5, 1 - errors[name]], 1.0, seed) | {"learning_rate": lr}
-        )
+        record = run_record(name, [0.5, 1 - errors[name]], 1.0) | {"learning_rate": lr}
+        return lambda seed: (record | {"seed": seed}, predictions(lr / (1 + seed)))
 
+    written = []
+    write = report.write
     monkeypatch.setattr(compare, "trainer", trainer)
+    monkeypatch.setattr(report, "write", lambda *args: (written.append(args), write(*args)))
     assert (
         run("--optimizers", "sgd", "langevin", "--seeds", "2", "--sweep", "--out", str(tmp_path))
         == 0
     )
+    _, _, shown, _ = written[0]  # seed 0 at the optimizer's own learning rate
+    assert {name: p.average[0, 0] for name, p in shown.items()} == {"sgd": 0.05, "langevin": 0.05}
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     rates = [r["learning_rate"] for r in metrics["runs"] if r["optimizer"] == "sgd"]
     assert np.allclose(rates, [0.05, 0.05, 0.005, 0.05 / 3, 0.15, 0.5])
@@ -185,9 +206,27 @@ def test_a_diverged_run_is_reported_not_hidden(tmp_path):
     bad["history"][1] |= {"loss": math.nan, "test_nll": math.nan}
     config = {"epochs": 2, "batch_size": 1, "seeds": 2, "sweep": False, "dataset": "digits"}
     config["optimizers"] = {"sgd": {"learning_rate": 0.1, "temperature": 0.0}}
-    report.write(tmp_path, {"config": config, "versions": {}, "runs": [bad, bad | {"seed": 1}]})
+    metrics = {"config": config, "versions": {}, "runs": [bad, bad | {"seed": 1}]}
+    few = data.Data(*(x[:20] for x in data.digits()))
+    report.write(tmp_path, metrics, {"sgd": predictions(math.nan, 20)}, few)
     assert json.loads((tmp_path / "metrics.json").read_text())["runs"][0]["test_nll"] is None
     assert "nan" in (tmp_path / "report.html").read_text()
+
+
+def test_the_most_and_least_certain_images_say_what_they_are(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plt, "close", figures.append)
+    probs = np.eye(10)[np.arange(20) % 10] * np.linspace(0.5, 1, 20)[:, None]
+    labels = np.arange(20) % 10
+    labels[0] = 9
+    report.draw_certainty(
+        probs, np.zeros((20, 32, 32, 3)), labels, report.CLASSES["cifar10"], tmp_path / "x.png"
+    )
+    axes = figures[0].axes
+    said = [(ax.get_title(), ax.get_xlabel()) for ax in axes]
+    assert [axes[0].get_ylabel(), axes[8].get_ylabel()] == ["most certain", "least certain"]
+    assert said[:2] == [("truck, > 99.9 %", "right"), ("ship, 97.4 %", "right")]
+    assert said[8:10] == [("airplane, 50.0 %", "is truck"), ("automobile, 52.6 %", "right")]
 
 
 def test_a_diverged_network_has_no_auroc_and_is_never_best():
