@@ -305,7 +305,7 @@ def draw_calibration(predictions: dict[str, Predictions], labels: np.ndarray, pa
     fig = plt.figure(figsize=(13, sum(heights)), layout="constrained")
     (top,), (bottom,) = fig.subfigures(2, 1, height_ratios=heights, squeeze=False, hspace=0.04)
 
-    panels = top.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    panels = top.subplots(rows, columns, sharey=True, squeeze=False)
     for ax in panels.flat[len(predictions) :]:
         ax.remove()
     for ax, name in zip(panels.flat, predictions, strict=False):
