@@ -27,26 +27,28 @@ def images(request):
     return jax.random.normal(jax.random.key(1), (request.param, 32, 32, 3))
 
 
-def test_windows_are_the_convolution_of_nnx_in_value_and_gradient(images):
-    conv = nnx.Conv(3, 6, (5, 5), padding="VALID", use_bias=False, rngs=nnx.Rngs(0))
-    graphdef, params = nnx.split(conv)
-
-    def by_windows(kernel, x):
-        y = models.conv_windows(x, kernel).transpose(5, 3, 0, 4, 1, 2)
+@pytest.mark.parametrize("dtype, rtol", [("float64", 1e-13), ("float32", 2e-6)])
+def test_windows_are_the_convolution_of_nnx_in_value_and_gradient(images, dtype, rtol):
+    def by_windows(conv, x):
+        y = models.conv_windows(x, conv.kernel[...]).transpose(5, 3, 0, 4, 1, 2)
         return y.reshape(len(x), 28, 28, 6)
 
-    def by_nnx(kernel, x):
-        return nnx.merge(graphdef, {"kernel": params["kernel"].replace(kernel)})(x)
-
-    kernel = conv.kernel[...]
-    cotangent = jax.random.normal(jax.random.key(2), (len(images), 28, 28, 6))
+    def by_nnx(conv, x):
+        return conv(x)
 
     @partial(jax.jit, static_argnums=0)
-    def value_and_gradient(convolve):
-        y, vjp = jax.vjp(convolve, kernel, images)
+    def value_and_gradients(convolve, params, x, cotangent):
+        y, vjp = jax.vjp(lambda params, x: convolve(nnx.merge(graphdef, params), x), params, x)
         return y, vjp(cotangent)
 
-    assert_close(value_and_gradient(by_windows), value_and_gradient(by_nnx), 2e-6)
+    with jax.enable_x64(dtype == "float64"):
+        conv = partial(nnx.Conv, padding="VALID", use_bias=False, param_dtype=dtype)
+        graphdef, params = nnx.split(conv(3, 6, (5, 5), rngs=nnx.Rngs(0)))
+        cotangent = jax.random.normal(jax.random.key(2), (len(images), 28, 28, 6), dtype)
+        args = params, images.astype(dtype), cotangent
+        actual, desired = (value_and_gradients(f, *args) for f in (by_windows, by_nnx))
+        assert actual[0].dtype == dtype
+        assert_close(actual, desired, rtol)
 
 
 @pytest.mark.parametrize("kernel_size, width", [((3, 5), 8), ((5, 3), 10)])
