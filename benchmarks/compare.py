@@ -89,29 +89,28 @@ def main() -> int:
     """Parse the command line, train, report."""
     args = parse_args()
     console = Console()
-    try:
-        with console.status(f"reading {args.dataset}"):
-            dataset = data.load(args.dataset, args.data_dir)
-    except data.DataError as error:
-        return fail(str(error))
-    if not 1 <= args.batch_size <= len(dataset.train_labels):
-        examples = len(dataset.train_labels)
-        return fail(f"--batch-size {args.batch_size}: must be from 1 to {examples}, the examples")
+    metrics: dict[str, Any] = {"config": config(args), "versions": versions(), "runs": []}
     try:
         args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "metrics.json").open("a").close()
+        report.save_metrics(args.out, metrics)
     except OSError as error:
         return fail(f"--out {args.out} cannot be written: {error.strerror}")
 
-    metrics: dict[str, Any] = {"config": config(args), "versions": versions(), "runs": []}
     predictions: dict[str, report.Predictions] = {}  # of each optimizer's first run
     status = 0
     try:
-        strange = data.out_of_distribution(args.dataset)
+        with console.status(f"reading {args.dataset}"):
+            dataset = data.load(args.dataset, args.data_dir)
+            strange = data.out_of_distribution(args.dataset)
+        if not 1 <= args.batch_size <= len(dataset.train_labels):
+            examples = len(dataset.train_labels)
+            return fail(f"--batch-size {args.batch_size}: must be from 1 to {examples}")
         for run, predicted in runs(args, dataset, strange, console):
             predictions.setdefault(run["optimizer"], predicted)
             metrics["runs"].append(run)
             report.save_metrics(args.out, metrics)
+    except data.DataError as error:
+        return fail(str(error))
     except KeyboardInterrupt:
         console.print(f"[yellow]Interrupted: keeping the {len(metrics['runs'])} finished runs.")
         status = 130
@@ -280,6 +279,12 @@ def parse_args() -> argparse.Namespace:
     epochs, batch_size, settings = DEFAULTS[args.dataset]
     args.epochs = args.epochs or epochs
     args.batch_size = batch_size if args.batch_size is None else args.batch_size
+    for name, _ in args.learning_rate + args.temperature:
+        if name not in args.optimizers:
+            parser.error(f"a setting for {name}, which is not among --optimizers")
+    for name, temperature in args.temperature:
+        if name in ("sgd", "momentum", "adam"):
+            parser.error(f"--temperature {name}={temperature:g}: {name} has no temperature")
     args.learning_rate = {k: v[0] for k, v in settings.items()} | dict(args.learning_rate)
     args.temperature = {k: v[1] for k, v in settings.items()} | dict(args.temperature)
     for name in args.optimizers:

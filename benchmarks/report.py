@@ -118,8 +118,8 @@ def names(metrics: dict[str, Any]) -> list[str]:
 
 
 def mean_spread(values: list[float]) -> tuple[float, float]:
-    """Mean, and standard deviation over seeds (0 for a single one)."""
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    """Mean, and standard deviation: NaN where one value tells nothing of it."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
 def table(metrics: dict[str, Any], columns: dict[str, Any]) -> dict[str, list[str]]:
@@ -127,7 +127,9 @@ def table(metrics: dict[str, Any], columns: dict[str, Any]) -> dict[str, list[st
 
     def cell(name: str, scale: float, decimals: int, value: Callable) -> str:
         mean, spread = mean_spread([scale * value(run) for run in of(metrics, name)])
-        spread_too = "" if scale == 1000 else f" ± {spread:.{decimals}f}"
+        spread_too = (
+            "" if scale == 1000 or len(of(metrics, name)) == 1 else f" ± {spread:.{decimals}f}"
+        )
         return f"{mean:.{decimals}f}{spread_too}"
 
     return {
@@ -154,7 +156,10 @@ def show(console: Console, metrics: dict[str, Any]) -> None:
         for name, cells in table(metrics, columns).items():
             grid.add_row(name, *cells)
         console.print(grid)
-    console.print(f"Mean ± standard deviation over {setting['seeds']} seeds.\n")
+    seeds = setting["seeds"]
+    console.print(
+        f"Mean ± standard deviation over {seeds} seeds.\n" if seeds > 1 else "One seed.\n"
+    )
     color = {"holds": "green", "fails": "red", "open": "yellow"}
     for claim in claims(metrics):
         values = ", ".join(f"{name} {value}" for name, value in claim["values"].items())
@@ -166,18 +171,29 @@ def show(console: Console, metrics: dict[str, Any]) -> None:
         )
 
 
+def good_accuracy(metrics: dict[str, Any]) -> float:
+    """Five points below the best optimizer's test accuracy."""
+    means = [np.mean([r["test_accuracy"] for r in of(metrics, n)]) for n in names(metrics)]
+    return float(max(means)) - 0.05
+
+
 def claims(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     """The article's five claims for the diffusion against SGD, momentum and Adam, as measured.
 
     Every measure is a number that is better when smaller, one a run. A claim holds if the
-    diffusion's mean is below that of every rival by more than the two standard deviations over
-    seeds together, fails if it is above some rival's by more, and is open in between.
+    diffusion's mean is below that of every rival by more than the two standard deviations (over
+    seeds, or the learning rates of a sweep) together, fails if it is above some rival's by more,
+    and is open in between. A network that learned too little to reach the goal of the first claim
+    is neither stable nor free of overfitting. A claim is open too with one seed, and for the
+    cost: runs that follow one another are timed while the machine changes;
+    `benchmarks.train_cost` interleaves them.
     """
     present = names(metrics)
     rivals = [name for name in present if name in ("sgd", "momentum", "adam")]
     if "langevin" not in present or not rivals:
         return []
-    goal = max(mean_spread([r["test_accuracy"] for r in of(metrics, n)])[0] for n in present) - 0.05
+    goal = good_accuracy(metrics)
+    learned = np.mean([r["test_accuracy"] for r in of(metrics, "langevin")]) >= goal
 
     def epochs_to_goal(run: dict[str, Any]) -> float:
         hits = (h["epoch"] for h in run["history"] if h["test_accuracy"] >= goal)
@@ -207,13 +223,13 @@ def claims(metrics: dict[str, Any]) -> list[dict[str, Any]]:
         lambda run: 100 * (run["train_accuracy"] - run["test_accuracy"]),
     )  # fmt: skip
     if metrics["config"]["sweep"]:
-        spread = {name: [float(np.mean(swept(name)))] for name in present if swept(name)}
-        if len(spread) == len(present):
+        spread = {name: swept(name) for name in present if swept(name)}
+        if len({len(spread.get(name, [])) for name in present}) == 1:
             how = "mean test error at 1/10, 1/3, 3 and 10 times the learning rate"
             measures.append(("less sensitive to the learning rate", how, " %", spread))
     measure(
         "little extra cost",
-        "time per step in the fastest epoch",
+        "time per step, timed one after another",
         " ms",
         lambda run: 1e3 * run["step_time"],
     )
@@ -222,12 +238,12 @@ def claims(metrics: dict[str, Any]) -> list[dict[str, Any]]:
         mean, spread = mean_spread(values["langevin"])
         lead = [(mean_spread(values[r])[0] - mean, mean_spread(values[r])[1]) for r in rivals]
         if all(gain > spread + other for gain, other in lead):
-            return "holds"
+            return "holds" if learned else "fails"
         return "fails" if any(-gain > spread + other for gain, other in lead) else "open"
 
     def cost(values: dict[str, list[float]]) -> str:
-        ratio = mean_spread(values["langevin"])[0] / mean_spread(values[rivals[0]])[0]
-        return f"{'holds' if ratio <= 1.1 else 'fails'}: {ratio:.2f} of {rivals[0]}"
+        rival = "sgd" if "sgd" in rivals else rivals[0]
+        return f"open: {np.mean(values['langevin']) / np.mean(values[rival]):.2f} of {rival}"
 
     def text(how: str, values: list[float], unit: str) -> str:
         if how.startswith("epochs") and min(values) > metrics["config"]["epochs"]:
@@ -406,11 +422,17 @@ dt { color: var(--soft); } dd { margin: 0; }
 
 
 def html_table(metrics: dict[str, Any], columns: dict[str, Any]) -> str:
-    """`table` in HTML, the best of each column in bold."""
+    """`table` in HTML; bold is the best of each column, of the networks that learned."""
+    goal = good_accuracy(metrics)
+    learned = [
+        name
+        for name in names(metrics)
+        if np.mean([r["test_accuracy"] for r in of(metrics, name)]) >= goal
+    ]
 
     def best(column: str) -> str:
         value = columns[column][3]
-        means = {name: np.mean([value(r) for r in of(metrics, name)]) for name in names(metrics)}
+        means = {name: np.mean([value(r) for r in of(metrics, name)]) for name in learned}
         sign = -1 if column in ("test accuracy, %", "OOD AUROC") else 1
         return min(means, key=lambda name: np.nan_to_num(sign * means[name], nan=np.inf))
 
@@ -469,7 +491,10 @@ of {setting["batch_size"]}.</p>
     }, its band the range.</p>
 <h2>Where each one ended</h2>
 {html_table(metrics, COLUMNS)}
-<p class="soft">Mean ± standard deviation over seeds of the last iterate; bold is best. NLL is the
+<p class="soft">Mean{
+        " ± standard deviation over seeds" if seeds > 1 else ""
+    } of the last iterate; bold is
+best of those within 5 points of the best accuracy. NLL is the
 negative log-likelihood of the test labels in nats; calibration error is the gap between confidence
 and accuracy (ECE, 15 bins); time per step is that of the fastest epoch, compilation apart.</p>
 <h2>What the average of {kept_epochs(metrics)} predicts</h2>
@@ -494,10 +519,11 @@ the confidence in that class; under it, whether that is right and, if not, what 
 <div class="card text"><table><tr><th>claim</th><th>measured as</th>
 {"".join(f"<th>{name}</th>" for name in accuracy)}<th>in this run</th></tr>{verdicts}</table></div>
 <p class="soft">A claim holds if langevin beats sgd, momentum and adam, each by more than the
-standard deviations over seeds together; it fails if one of them beats langevin by as much; else
-it is open. The cost holds up to 1.1 times the time of sgd. <i>article</i> is the article’s own
-listing, which adds N(0, 0.01²) to every weight at every step of size 0.001: a temperature of
-0.05.</p>
+standard deviations (over seeds, or the learning rates of a sweep) together; it fails if one of them
+beats langevin by as much; else, and with one seed, it is open. So is the cost here:
+<code>python -m benchmarks.train_cost</code> interleaves what it compares. <i>article</i> is the
+article’s own listing, which adds N(0, 0.01²) to every weight at every step of size 0.001: a
+temperature of 0.05.</p>
 <h2>Settings</h2>
 <div class="card text"><table><tr><th>optimizer</th><th>learning rate</th><th>temperature</th></tr>
 {listed}</table></div>
