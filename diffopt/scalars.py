@@ -41,6 +41,11 @@ def check_scalar(name: str, value: Any, *, positive: bool = False) -> None:
         check_number(name, value, positive=positive)
 
 
+def strong(value: float | jax.Array) -> jax.Array:
+    """A float scalar that keeps its precision beside a 16-bit leaf, where a Python float does not."""
+    return jnp.asarray(value, float)
+
+
 def at(value: ScalarOrSchedule, count: jax.Array) -> jax.Array:
     """The value at step `count`, clamped at 0: a schedule may end a rounding error below it."""
-    return jnp.maximum(value(count) if callable(value) else value, 0.0)
+    return jnp.maximum(strong(value(count) if callable(value) else value), 0.0)

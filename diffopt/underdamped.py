@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from .noise import Noise, check_inexact, check_key, draw, get_noise, make_key
-from .scalars import ScalarOrSchedule, at, check_number, check_scalar
+from .scalars import ScalarOrSchedule, at, check_number, check_scalar, strong
 
 
 class UnderdampedState(NamedTuple):
@@ -154,15 +154,16 @@ def sghmc(
         del params
         key, subkey = jax.random.split(state.key)
         eta, T = at(learning_rate, state.count), at(temperature, state.count)
-        scale = jnp.sqrt(2 * (1 - momentum) * eta * T)
+        m = strong(momentum)
+        scale = jnp.sqrt(2 * (1 - m) * eta * T)
         velocity = jax.tree.map(
-            lambda g, v, xi: (momentum * v - eta * g + scale * xi).astype(v.dtype),
+            lambda g, v, xi: (m * v - eta * g + scale * xi).astype(v.dtype),
             updates,
             state.velocity,
             draw(subkey, updates, noise),
         )
         updates = jax.tree.map(lambda g, v: v.astype(g.dtype), updates, velocity)
-        mass = _ratio(1 + momentum, 2 * eta)
+        mass = _ratio(1 + m, 2 * eta)
         return updates, UnderdampedState(optax.safe_increment(state.count), key, velocity, mass)
 
     return optax.GradientTransformation(init_fn, update_fn)
@@ -255,8 +256,9 @@ def baoab(
         del params
         key, subkey = jax.random.split(state.key)
         h, T = at(step_size, state.count), at(temperature, state.count)
-        c = jnp.exp(-friction * h)
-        scale = jnp.sqrt(-jnp.expm1(-2 * friction * h) * T)
+        gamma = strong(friction)
+        c = jnp.exp(-gamma * h)
+        scale = jnp.sqrt(-jnp.expm1(-2 * gamma * h) * T)
 
         kicked = jax.tree.map(lambda g, v: v - h * g, updates, state.velocity)
         velocity = jax.tree.map(
@@ -374,8 +376,8 @@ def sgnht(
         del params
         key, subkey = jax.random.split(state.key)
         eta, T = at(learning_rate, state.count), at(temperature, state.count)
-        alpha = state.friction
-        scale = jnp.sqrt(2 * (1 - momentum) * eta * T)
+        m, alpha = strong(momentum), state.friction
+        scale = jnp.sqrt(2 * (1 - m) * eta * T)
         velocity = jax.tree.map(
             lambda g, v, xi: ((1 - alpha) * v - eta * g + scale * xi).astype(v.dtype),
             updates,
@@ -386,7 +388,7 @@ def sgnht(
         mass = _ratio(2 - alpha, 2 * eta)
         K = mass * mean_product(velocity, velocity)
         drive = jnp.where(eta * T > 0, _ratio(K, T) - 1, 0)
-        alpha = jnp.minimum(alpha + (1 - momentum) ** 2 / 2 * drive, 1).astype(jnp.float32)
+        alpha = jnp.minimum(alpha + (1 - m) ** 2 / 2 * drive, 1).astype(jnp.float32)
         count = optax.safe_increment(state.count)
         return updates, ThermostatState(count, key, velocity, mass, alpha)
 

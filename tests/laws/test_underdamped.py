@@ -82,6 +82,22 @@ def test_baoab_is_exact_up_to_its_limit_of_stability(of_the_limit):
     assert_covariance(theta, state.velocity, exact)
 
 
+@pytest.mark.parametrize("make", [diffopt.sghmc, diffopt.baoab])
+def test_a_free_particle_in_bfloat16_warms_up_as_its_momentum_says(make):
+    """From rest K = T (1 - m²ⁿ) after n steps; 0.999 is 1 in bfloat16, and then K grows for ever.
+
+    Rounding v adds v² 2⁻¹⁴/12 or less to the variance 2(1 - m)ηT of a step: 0.3 % of T or less,
+    a ninth of the bound.
+    """
+    m, step_size, n = 0.999, 0.3, 1_000
+    more = {"friction": -np.log(m) / step_size} if make is diffopt.baoab else {"momentum": m}
+    still = lambda params, key: jnp.zeros_like(params)
+    _, state = run(make(step_size, T, **more), still, jnp.zeros(N, jnp.bfloat16), n)
+    assert state.velocity.dtype == jnp.bfloat16
+    expected = T * (1 - m ** (2 * n))
+    assert abs(diffopt.kinetic_temperature(state).overall / expected - 1) < 4.5 * np.sqrt(2 / N)
+
+
 @pytest.mark.parametrize("sigma", [0.0, 1.2])
 def test_sgnht_has_the_covariance_of_the_lyapunov_equation_at_its_friction(sigma):
     """With one curvature that covariance is T/k in θ, for any step and any noise."""
