@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from .noise import Noise, check_inexact, check_key, draw, get_noise, make_key
-from .scalars import ScalarOrSchedule, at, check_number, check_scalar
+from .scalars import ScalarOrSchedule, at, check_number, check_scalar, strong
 
 
 class DiffusionState(NamedTuple):
@@ -193,7 +193,8 @@ class PreconditionedState(NamedTuple):
     Attributes:
       count: steps taken, an int32 scalar.
       key: a typed PRNG key, split at every step.
-      nu: the decayed mean of the squared gradients, like the parameters (real where complex).
+      nu: the decayed mean of the squared gradients, of the shapes of the parameters; real where
+        they are complex, and float32 where they have 16 bits.
     """
 
     count: jax.Array  # type: ignore[assignment]
@@ -239,7 +240,8 @@ def psgld(
 
     At T = 0 it is `optax.rmsprop(η, decay, eps, eps_in_sqrt=False)`.
 
-    Memory: one number for each parameter. Choose it to explore where curvatures differ by orders
+    Memory: one number for each parameter, of 32 bits at least: in 16 bits ν would stop at a
+    rounding error of its size, and g² underflow. Choose it to explore where curvatures differ by orders
     of magnitude and one step size for all is too short or too long, as in a deep network.
 
     Args:
@@ -288,7 +290,12 @@ def psgld(
 
     def init_fn(params: Any) -> PreconditionedState:
         check_inexact(params)
-        nu = jax.tree.map(lambda p: jnp.zeros_like(jnp.real(p)), params)
+
+        def zeros(p: Any) -> jax.Array:
+            real = jnp.finfo(jnp.result_type(p)).dtype
+            return jnp.zeros_like(p, dtype=jnp.promote_types(real, jnp.float32))
+
+        nu = jax.tree.map(zeros, params)
         return PreconditionedState(jnp.zeros([], jnp.int32), make_key(key), nu)
 
     def update_fn(
@@ -297,14 +304,15 @@ def psgld(
         del params
         key, subkey = jax.random.split(state.key)
         eta, T = at(learning_rate, state.count), at(temperature, state.count)
+        rho, bound = strong(decay), strong(eps)
         nu = jax.tree.map(
-            lambda g, v: (decay * v + (1 - decay) * jnp.real(g * jnp.conj(g))).astype(v.dtype),
+            lambda g, v: (rho * v + jnp.real((1 - rho) * g * jnp.conj(g))).astype(v.dtype),
             updates,
             state.nu,
         )
 
         def step(g: jax.Array, v: jax.Array, xi: jax.Array) -> jax.Array:
-            G = 1 / (jnp.sqrt(v) + eps)
+            G = 1 / (jnp.sqrt(v) + bound)
             return (-eta * G * g + jnp.sqrt(2 * T * eta * G) * xi).astype(g.dtype)
 
         updates = jax.tree.map(step, updates, nu, draw(subkey, updates, noise))

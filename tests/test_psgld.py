@@ -69,7 +69,26 @@ def test_dtypes_none_and_empty_leaves_are_kept(dtype):
     tx = diffopt.psgld(jnp.float32(0.1), 0.5)
     updates, state = jax.jit(tx.update)(params, tx.init(params))
     for tree in (updates, state.nu):
-        assert tree["x"].dtype == dtype and tree["none"] is None and tree["empty"].shape == (0, 3)
+        assert tree["none"] is None and tree["empty"].shape == (0, 3)
+    assert updates["x"].dtype == dtype and state.nu["x"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_squared_gradients_of_16_bits_neither_underflow_nor_stop_adding_up(dtype):
+    g, decay = jnp.array([1e-4, 1.0], dtype), 0.999
+    tx = diffopt.psgld(0.1, 0.0, decay=decay)
+
+    def step(state, _):
+        updates, state = tx.update(g, state)
+        return state, updates
+
+    state, updates = jax.jit(lambda: jax.lax.scan(step, tx.init(g), length=2_000))()
+    exact = np.asarray(g, np.float64)
+    nu = (1 - decay**2_000) * exact**2
+    np.testing.assert_allclose(state.nu, nu, rtol=1e-3)
+    np.testing.assert_allclose(
+        np.asarray(updates[-1], np.float64), -0.1 * exact / (np.sqrt(nu) + 1e-5), rtol=1e-2
+    )
 
 
 def test_jit_equals_eager_and_compiles_once():
