@@ -1,6 +1,7 @@
 """Cyclical schedules: step sizes that explore and settle in turn, and when to sample."""
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -12,11 +13,16 @@ from .scalars import check_number
 Schedule = Callable[[Any], jax.Array]
 
 
-def _check_length(cycle_length: int) -> None:
-    if isinstance(cycle_length, bool) or not isinstance(cycle_length, int):
+def _length(cycle_length: Any) -> int:
+    try:
+        length = operator.index(cycle_length)
+    except TypeError:
+        length = None
+    if length is None or isinstance(cycle_length, bool):
         raise TypeError(f"cycle_length must be an int, got {cycle_length!r}")
-    if cycle_length < 1:
+    if length < 1:
         raise ValueError(f"cycle_length must be ≥ 1, got {cycle_length!r}")
+    return length
 
 
 def cyclical_schedule(peak: float | jax.Array, cycle_length: int) -> Schedule:
@@ -31,7 +37,8 @@ def cyclical_schedule(peak: float | jax.Array, cycle_length: int) -> Schedule:
         csgld = diffopt.sgld(eta, temperature=lambda t: T * stage(t))
         csghmc = diffopt.sghmc(eta, temperature=lambda t: T * stage(t))
 
-    Keep samples where `stage(t)` is 1.
+    Keep samples where `stage(t)` is 1. A sampler with momentum m remembers the step sizes of some
+    1/(1 - m) steps, so C must be much larger than that.
 
     Args:
       peak: η₀ > 0, a number or a 0-d array.
@@ -55,8 +62,8 @@ def cyclical_schedule(peak: float | jax.Array, cycle_length: int) -> Schedule:
       <https://arxiv.org/abs/1902.03932>`_, ICLR 2020.
     """
     check_number("peak", peak, positive=True)
-    _check_length(cycle_length)
-    return lambda count: peak / 2 * (jnp.cos(jnp.pi * (count % cycle_length) / cycle_length) + 1)
+    length = _length(cycle_length)
+    return lambda count: peak / 2 * (jnp.cos(jnp.pi * (count % length) / length) + 1)
 
 
 def sampling_stage(cycle_length: int, explore: float) -> Schedule:
@@ -74,7 +81,8 @@ def sampling_stage(cycle_length: int, explore: float) -> Schedule:
       A schedule: the step count to 0.0 or 1.0.
 
     Raises:
-      ValueError: `cycle_length` is below 1, or `explore` is not in [0, 1).
+      ValueError: `cycle_length` is below 1; `explore` is not in [0, 1), or so large that no step
+        of a cycle samples.
       TypeError: an argument is of the wrong type.
 
     Example:
@@ -87,7 +95,12 @@ def sampling_stage(cycle_length: int, explore: float) -> Schedule:
       Zhang et al., `Cyclical Stochastic Gradient MCMC for Bayesian Deep Learning
       <https://arxiv.org/abs/1902.03932>`_, ICLR 2020.
     """
-    _check_length(cycle_length)
+    length = _length(cycle_length)
     check_number("explore", explore, below=1)
-    first = math.ceil(round(explore * cycle_length, 6))
-    return lambda count: jnp.where(count % cycle_length < first, 0.0, 1.0)
+    first = math.ceil(round(explore * length, 6))
+    if first == length:
+        raise ValueError(
+            f"explore must leave a step of the cycle to sample, got explore {explore!r} with"
+            f" cycle_length {length}"
+        )
+    return lambda count: jnp.where(count % length < first, 0.0, 1.0)

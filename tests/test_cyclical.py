@@ -22,7 +22,7 @@ def test_the_cycle_is_equation_1_of_the_paper():
 
 @pytest.mark.parametrize(
     "length,explore,sampling",
-    [(4, 0.5, 2), (4, 0.0, 4), (10, 0.7, 3), (100, 0.07, 93), (3, 0.5, 1), (1, 0.9, 0)],
+    [(4, 0.5, 2), (4, 0.0, 4), (10, 0.7, 3), (100, 0.07, 93), (3, 0.5, 1), (np.int64(10), 0.9, 1)],
 )
 def test_the_stage_explores_first_and_then_samples(length, explore, sampling):
     stage = np.asarray(diffopt.sampling_stage(length, explore)(np.arange(3 * length)))
@@ -62,6 +62,7 @@ def test_a_cyclical_sampler_is_an_optimizer_while_it_explores(make):
         (lambda: diffopt.cyclical_schedule(0.1, 1e3), TypeError, "cycle_length .* got 1000.0"),
         (lambda: diffopt.sampling_stage(True, 0.5), TypeError, "cycle_length .* got True"),
         (lambda: diffopt.sampling_stage(10, 1.0), ValueError, "explore must be < 1, got 1.0"),
+        (lambda: diffopt.sampling_stage(10, 0.99), ValueError, "explore 0.99 .*cycle_length 10"),
         (lambda: diffopt.sampling_stage(10, -0.5), ValueError, "explore .* got -0.5"),
         (lambda: diffopt.sampling_stage(10, "0.5"), TypeError, "explore .* got '0.5'"),
     ],
