@@ -1,4 +1,4 @@
-"""How one increment ξ for a whole tree of parameters is drawn; the only file that calls a PRNG."""
+"""How an increment ξ for a tree of parameters is drawn; the only file that draws random numbers."""
 
 import math
 from collections.abc import Callable
@@ -147,11 +147,14 @@ def check_key(key: Any) -> None:
 
 
 def make_key(key: Any) -> jax.Array:
-    """A typed PRNG key from any key that `check_key` accepts."""
+    """A typed PRNG key from any key that `check_key` accepts, in memory of its own.
+
+    A state may be donated, and the caller's key must outlive it.
+    """
     if jnp.ndim(key) == 1:
-        return jax.random.wrap_key_data(key)
+        return jax.random.wrap_key_data(jnp.array(key, copy=True))
     if jnp.issubdtype(getattr(key, "dtype", int), jax.dtypes.prng_key):
-        return key
+        return jnp.copy(key)
     return jax.random.key(key)
 
 
