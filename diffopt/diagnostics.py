@@ -74,6 +74,10 @@ def kinetic_temperature(opt_state: Any) -> Temperature:
     the positions are: `configurational_temperature` tells that. A leaf with one and not the
     other at T is not at equilibrium.
 
+    With `sghmc` and `sgnht` M follows the present step size, while the velocities remember those
+    of some 1/(1 - m) steps: it must change little in as many, so a cycle of
+    `cyclical_schedule` has to be much longer than that.
+
     For d parameters its standard error is T √(2/d) for one state; average it over states. For a
     batch of chains, use `jax.vmap(kinetic_temperature)`.
 

@@ -61,12 +61,16 @@ def langevin(
     factor. Adam after it digests the noise into its moments and is no diffusion at all: put
     `langevin` after `optax.scale_by_adam()` and before `optax.scale_by_learning_rate(lr)`.
 
+    Memory: none beside the key and the count. Choose it to put noise into an Optax chain that you
+    have; for plain SGD at a temperature, `sgld` is the same in one piece.
+
     Args:
       diffusion: the diffusion coefficient D ≥ 0, in units of the loss: a number, a 0-d array or
         a schedule of the step count. At D = 0 gradients pass unchanged.
       learning_rate: the step size η > 0 of the optimizer that follows, likewise, or None. Where
         a schedule reaches η = 0 the noise is 0.
-      key: an int or a PRNG key, typed or raw. Give each chain its own.
+      key: an int or a PRNG key, typed or raw. Give each chain, and each sampler
+        in one program, its own.
       noise: `"gaussian"`, `"rademacher"`, or a function `(key, shape, dtype) -> array` of mean 0
         and variance 1.
 
@@ -133,13 +137,17 @@ def sgld(
     The Euler-Maruyama step `θ ← θ - η∇L + √(2Tη) ξ`, ξ ~ N(0, I), of the overdamped diffusion
     dθ = -∇L dt + √(2T) dW, with stationary density proportional to exp(-L(θ)/T). It is
     `optax.chain(langevin(T, η), optax.sgd(η))` in one piece, has weak order 1, and at T = 0 it is
-    `optax.sgd(η)`. It keeps no memory beside the key. With L the mean negative log posterior over
-    N examples, T = 1/N samples the posterior.
+    `optax.sgd(η)`. With L the mean negative log posterior over N examples, T = 1/N samples the
+    posterior.
+
+    Memory: none beside the key and the count. Choose it where memory is short or the steps are
+    small anyway; `sghmc` and `baoab` get further along narrow valleys in as many steps.
 
     Args:
       learning_rate: the step size η > 0: a number, a 0-d array or a schedule of the step count.
       temperature: T ≥ 0, in units of the loss, likewise.
-      key: an int or a PRNG key, typed or raw. Give each chain its own.
+      key: an int or a PRNG key, typed or raw. Give each chain, and each sampler
+        in one program, its own.
       noise: `"gaussian"`, `"rademacher"`, or a function `(key, shape, dtype) -> array` of mean 0
         and variance 1.
 
@@ -240,16 +248,17 @@ def psgld(
 
     At T = 0 it is `optax.rmsprop(η, decay, eps, eps_in_sqrt=False)`.
 
-    Memory: one number for each parameter, of 32 bits at least: in 16 bits ν would stop at a
-    rounding error of its size, and g² underflow. Choose it to explore where curvatures differ by orders
-    of magnitude and one step size for all is too short or too long, as in a deep network.
+    Memory: one number for each parameter, in float32 for 16-bit parameters too, as g² would
+    underflow and ν lose its small increments. Choose it to explore where curvatures differ by
+    orders of magnitude and one step size for all is too short or too long, as in a deep network.
 
     Args:
       learning_rate: the step size η > 0: a number, a 0-d array or a schedule of the step count.
       temperature: T ≥ 0, in units of the loss, likewise.
       decay: of the mean of squared gradients, in [0, 1), a number or a 0-d array.
       eps: bounds G by 1/eps, > 0, a number or a 0-d array.
-      key: an int or a PRNG key, typed or raw. Give each chain its own.
+      key: an int or a PRNG key, typed or raw. Give each chain, and each sampler
+        in one program, its own.
       noise: `"gaussian"`, `"rademacher"`, or a function `(key, shape, dtype) -> array` of mean 0
         and variance 1.
 

@@ -42,7 +42,7 @@ def check_scalar(name: str, value: Any, *, positive: bool = False) -> None:
 
 
 def strong(value: float | jax.Array) -> jax.Array:
-    """A float scalar that keeps its precision beside a 16-bit leaf, where a Python float does not."""
+    """A float scalar that a 16-bit leaf does not round first, as it does a Python float."""
     return jnp.asarray(value, float)
 
 

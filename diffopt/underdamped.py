@@ -45,21 +45,22 @@ class ThermostatState(NamedTuple):
 
 
 def mean_product(x: Any, y: Any) -> jax.Array:
-    """The mean of x·y over all elements of two like trees; a complex element counts as two."""
+    """The mean of x·y over all elements of two like trees, in float32; a complex one is two."""
 
     def product(a: jax.Array, b: jax.Array) -> jax.Array:
         dtype = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
         return jnp.sum(jnp.real(jnp.conj(jnp.asarray(a, dtype)) * jnp.asarray(b, dtype)))
 
-    total = sum(jax.tree.leaves(jax.tree.map(product, x, y)), start=jnp.zeros([]))
+    total = sum(jax.tree.leaves(jax.tree.map(product, x, y)), start=jnp.zeros([], jnp.float32))
     size = sum(a.size * (1 + jnp.iscomplexobj(a)) for a in map(jnp.asarray, jax.tree.leaves(x)))
-    return total / max(size, 1)
+    return (total / max(size, 1)).astype(jnp.float32)
 
 
 def _start(params: Any, key: Any) -> UnderdampedState:
     check_inexact(params)
-    velocity = jax.tree.map(jnp.zeros_like, params)
-    return UnderdampedState(jnp.zeros([], jnp.int32), make_key(key), velocity, jnp.zeros([]))
+    velocity = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=jnp.result_type(p)), params)
+    mass = jnp.zeros([], jnp.float32)
+    return UnderdampedState(jnp.zeros([], jnp.int32), make_key(key), velocity, mass)
 
 
 def _ratio(x: Any, y: jax.Array) -> jax.Array:
@@ -108,7 +109,8 @@ def sghmc(
       learning_rate: the step size η > 0: a number, a 0-d array or a schedule of the step count.
       temperature: T ≥ 0, in units of the loss, likewise.
       momentum: m in [0, 1), a number or a 0-d array.
-      key: an int or a PRNG key, typed or raw. Give each chain its own.
+      key: an int or a PRNG key, typed or raw. Give each chain, and each sampler
+        in one program, its own.
       noise: `"gaussian"`, `"rademacher"`, or a function `(key, shape, dtype) -> array` of mean 0
         and variance 1.
 
@@ -210,7 +212,8 @@ def baoab(
         a schedule of the step count.
       temperature: T ≥ 0, in units of the loss, likewise.
       friction: γ ≥ 0, per unit of time, a number or a 0-d array.
-      key: an int or a PRNG key, typed or raw. Give each chain its own.
+      key: an int or a PRNG key, typed or raw. Give each chain, and each sampler
+        in one program, its own.
       noise: `"gaussian"`, `"rademacher"`, or a function `(key, shape, dtype) -> array` of mean 0
         and variance 1.
 
@@ -248,7 +251,7 @@ def baoab(
     get_noise(noise)
 
     def init_fn(params: Any) -> UnderdampedState:
-        return _start(params, key)._replace(mass=jnp.ones([]))
+        return _start(params, key)._replace(mass=jnp.ones([], jnp.float32))
 
     def update_fn(
         updates: Any, state: UnderdampedState, params: Any = None
@@ -311,9 +314,11 @@ def sgnht(
 
     Since α ≤ 1, the step can take out noise of up to ησ² ≈ 2mT. There is one thermostat for
     all parameters: it holds their mean temperature, while a leaf whose gradients are noisier
-    than the others' stays warmer. `optax.partition` gives each group of parameters its own.
+    than the others' stays warmer. `optax.partition` gives each group of parameters its own, and
+    each then needs its own `key`, or leaves of like shapes get the same noise.
     Velocities much hotter than T, as at the start of training, drive α to 1, which is plain SGD
-    with noise, until they have cooled.
+    with noise, until they have cooled. K weighs velocities that remember some 1/(1 - m) steps by
+    the present η, so η must change little in as many: a cycle has to be much longer.
 
     At T = 0 the thermostat rests and the step is `optax.sgd(η, momentum=m)`.
 
@@ -325,7 +330,8 @@ def sgnht(
       temperature: T ≥ 0, in units of the loss, likewise.
       momentum: m in [0, 1), a number or a 0-d array: 1 - m is the friction that the injected
         noise asks for.
-      key: an int or a PRNG key, typed or raw. Give each chain its own.
+      key: an int or a PRNG key, typed or raw. Give each chain, and each sampler
+        in one program, its own.
       noise: `"gaussian"`, `"rademacher"`, or a function `(key, shape, dtype) -> array` of mean 0
         and variance 1.
 
