@@ -229,3 +229,14 @@ def draw(key: jax.Array, tree: Any, noise: Noise) -> Any:
             xi = part.reshape(shapes[i])
             xis[i] = jax.lax.complex(xi[0], xi[1]) if jnp.iscomplexobj(leaves[i]) else xi
     return jax.tree.unflatten(treedef, xis)
+
+
+@jax.jit
+def words(key: jax.Array, tree: Any) -> Any:
+    """A random 32-bit word for each element of `tree`, a tree of uint32 of its shapes."""
+    leaves, treedef = jax.tree.flatten(tree)
+    keys = jax.random.split(key, len(leaves))
+    shapes = [jnp.shape(leaf) for leaf in leaves]
+    return jax.tree.unflatten(
+        treedef, [random_bits(k, s, jnp.uint32) for k, s in zip(keys, shapes, strict=True)]
+    )
