@@ -11,6 +11,7 @@ from .overdamped import sgld as sgld
 from .posterior import collect as collect
 from .posterior import draws as draws
 from .posterior import predictive as predictive
+from .rounding import low_precision as low_precision
 from .underdamped import baoab as baoab
 from .underdamped import sghmc as sghmc
 from .underdamped import sgnht as sgnht
