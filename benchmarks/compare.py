@@ -52,7 +52,7 @@ ARTICLE = ("sgd", "momentum", "adam", "langevin", "article")
 # dataset: epochs, batch size, and (learning rate, temperature) of each optimizer
 DEFAULTS: dict[str, tuple[int, int, dict[str, tuple[float, float]]]] = {
     "digits": (
-        15,
+        12,
         32,
         {
             "sgd": (0.05, 0.0),
@@ -261,7 +261,7 @@ def parse_args() -> argparse.Namespace:
         "--optimizers", nargs="+", default=list(ARTICLE), choices=OPTIMIZERS, metavar="NAME",
         help=f"any of {' '.join(OPTIMIZERS)} (default: {' '.join(ARTICLE)})",
     )  # fmt: skip
-    parser.add_argument("--epochs", type=at_least_one, help="default: 15 on digits, 10 on cifar10")
+    parser.add_argument("--epochs", type=at_least_one, help="default: 12 on digits, 10 on cifar10")
     parser.add_argument("--batch-size", type=int, help="default: 32 on digits, 100 on cifar10")
     parser.add_argument("--seeds", type=at_least_one, default=3, help="how many (default 3)")
     for option, what in (("--learning-rate", "step size"), ("--temperature", "temperature")):
