@@ -66,6 +66,13 @@ RECIPES = {
         optax.sgd(LR),
     ),
     "noise on one layer": (by_layer, optax.sgd(LR)),
+    "a thermostat for each group": (
+        lambda T: optax.partition(
+            {"a": diffopt.sgnht(LR, T, key=0), "b": diffopt.sgnht(LR, T, key=1)},
+            {name: "b" if name == "out" else "a" for name in PARAMS},
+        ),
+        optax.sgd(LR, momentum=0.9),
+    ),
     "cyclical SGLD": (
         lambda T: cyclical(diffopt.sgld, T),
         optax.sgd(diffopt.cyclical_schedule(0.1, 100)),
