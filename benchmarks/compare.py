@@ -2,6 +2,7 @@
 
     python -m benchmarks.compare                                  # digits, no download
     python -m benchmarks.compare --dataset cifar10 --data-dir DIR
+    python -m benchmarks.compare --checkpoint DIR                 # killed, it goes on from there
 
 The network is the article's CNN, in Flax NNX. An epoch is one compiled program.
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -24,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import diffopt
 
-from . import data, report
+from . import checkpoint, data, report
 from .calibration import ood_auroc
 from .models import CNN
 from .training import make_epoch, predict, scores
@@ -83,6 +85,7 @@ DEFAULTS: dict[str, tuple[int, int, dict[str, tuple[float, float]]]] = {
     ),
 }
 SWEEP = (0.1, 1 / 3, 3.0, 10.0)
+PACKAGES = ("diffopt", "jax", "jaxlib", "optax", "flax", "numpy")
 
 
 def main() -> int:
@@ -90,6 +93,11 @@ def main() -> int:
     args = parse_args()
     console = Console()
     metrics: dict[str, Any] = {"config": config(args), "versions": versions(), "runs": []}
+    try:
+        if args.checkpoint:
+            checkpoint.claim(args.checkpoint, settings(args))
+    except checkpoint.CheckpointError as error:
+        return fail(str(error))
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         report.save_metrics(args.out, metrics)
@@ -145,8 +153,9 @@ def runs(
         for name, scale, seeds in jobs:
             lr, temperature = scale * args.learning_rate[name], args.temperature[name]
             run = trainer(
-                name, lr, temperature, dataset, strange, args.epochs, args.batch_size, show
-            )
+                name, lr, temperature, dataset, strange, args.epochs, args.batch_size, show,
+                args.checkpoint,
+            )  # fmt: skip
             for seed in range(seeds):
                 progress.update(bar, description=f"{name} {lr:.2g}, seed {seed}")
                 yield run(seed)
@@ -161,6 +170,7 @@ def trainer(
     epochs: int,
     batch_size: int,
     show: Callable[[float, float], None],
+    folder: Path | None = None,
 ) -> Callable[[int], tuple[dict[str, Any], report.Predictions]]:
     """Compile an epoch of the CNN with one optimizer; return the function that trains from a seed.
 
@@ -168,7 +178,8 @@ def trainer(
     weights, the order of the data, and the noise. The predictions of the epochs of the second
     half are averaged, whatever the optimizer: for a sampler that is the posterior predictive
     distribution, for the others an ensemble along the path. `strange` are images of no class, on
-    which a prediction ought to be unsure.
+    which a prediction ought to be unsure. With a `folder`, each epoch ends with a checkpoint in it,
+    and a run goes on from its last one.
     """
 
     def start(seed: int) -> tuple[Any, Any, Any, jax.Array]:
@@ -196,53 +207,69 @@ def trainer(
 
     def run(seed: int) -> tuple[dict[str, Any], report.Predictions]:
         graphdef, params, tx, key = start(seed)
-        opt_state = tx.init(params)
-        history: list[dict[str, Any]] = []
-        losses, step_times, kept = np.empty(0), [], []
-        for number in range(1, epochs + 1):
+        images = dataset.test_images, strange
+        total = [jnp.zeros((len(x), 10)) for x in images]
+        state = params, tx.init(params), total
+        log: dict[str, Any] = {"history": [], "losses": []}
+        if folder:
+            checkpoints = checkpoint.manager(folder / f"{name} {lr} seed {seed}")
+            state, log = checkpoint.restore(checkpoints, state, log)
+        (params, opt_state, total), history, losses = state, log["history"], log["losses"]
+        for entry in history:
+            show(entry["loss"], entry["test_accuracy"])
+
+        for number in range(len(history) + 1, epochs + 1):
             clock = time.perf_counter()
             params, opt_state, epoch_losses = epoch(
                 params, opt_state, jax.random.fold_in(key, number), *train_set
             )
             epoch_losses = np.asarray(epoch_losses)
-            step_times.append((time.perf_counter() - clock) / len(epoch_losses))
+            step_time = (time.perf_counter() - clock) / len(epoch_losses)
 
             train_scores = scores(predict(graphdef, params, train_set[0]), train_set[1])
-            probs = [predict(graphdef, params, x) for x in (dataset.test_images, strange)]
-            test_scores = judge(*probs)
+            probs = [predict(graphdef, params, x) for x in images]
+            test_scores = scores(probs[0], dataset.test_labels)
             if number > epochs // 2:
-                kept.append(probs)
-            windows = range(len(losses) // 200, (len(losses) + len(epoch_losses)) // 200)
-            losses = np.concatenate([losses, epoch_losses])
+                total = [t + p for t, p in zip(total, probs, strict=True)]
+            step = number * len(epoch_losses)
+            losses += epoch_losses.tolist()
+            means = [
+                [step - len(losses) + end, float(np.mean(losses[end - 200 : end]))]
+                for end in range(200, len(losses) + 1, 200)
+            ]
+            losses = losses[200 * len(means) :]
             history.append(
                 {
                     "epoch": number,
-                    "step": len(losses),
+                    "step": step,
                     "loss": float(epoch_losses.mean()),
-                    "loss_every_200": [
-                        [200 * (i + 1), float(losses[200 * i : 200 * (i + 1)].mean())]
-                        for i in windows
-                    ],
+                    "loss_every_200": means,
                     "train_accuracy": train_scores["accuracy"],
-                    "test_accuracy": test_scores["test_accuracy"],
-                    "test_nll": test_scores["test_nll"],
+                    "test_accuracy": test_scores["accuracy"],
+                    "test_nll": test_scores["nll"],
+                    "step_time": step_time,
                 }
             )
-            show(history[-1]["loss"], test_scores["test_accuracy"])
-        average = [sum(p) / len(kept) for p in zip(*kept, strict=True)]
+            show(history[-1]["loss"], test_scores["accuracy"])
+            if folder:
+                log = {"history": history, "losses": losses}
+                checkpoint.save(checkpoints, number, (params, opt_state, total), log)
+
+        last = [predict(graphdef, params, x) for x in images]
+        average = [t / (epochs - epochs // 2) for t in total]
         record = {
             "optimizer": name,
             "seed": seed,
             "learning_rate": lr,
             "temperature": temperature,
-            **test_scores,
-            "train_accuracy": train_scores["accuracy"],
+            **judge(*last),
+            "train_accuracy": history[-1]["train_accuracy"],
             "average": judge(*average),
-            "step_time": min(step_times),  # of the epoch that nothing else disturbed
+            "step_time": min(h["step_time"] for h in history),  # that nothing else disturbed
             "compile_time": compile_time,
             "history": history,
         }
-        return record, report.Predictions(np.asarray(probs[0]), np.asarray(average[0]))
+        return record, report.Predictions(np.asarray(last[0]), np.asarray(average[0]))
 
     return run
 
@@ -272,6 +299,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--sweep", action="store_true",
         help="also train at a tenth, a third, three and ten times each learning rate",
+    )  # fmt: skip
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="DIR",
+        help="save every epoch in this folder, and go on from what it holds",
     )  # fmt: skip
     args = parser.parse_args()
     if args.dataset not in DEFAULTS:
@@ -329,12 +360,28 @@ def config(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What decides the parameters that come out, by the name that the user knows it by."""
+    each = lambda values: " ".join(f"{name}={values[name]}" for name in args.optimizers)
+    return {
+        "--dataset": args.dataset,
+        "--optimizers": " ".join(args.optimizers),
+        "--epochs": args.epochs,
+        "--batch-size": args.batch_size,
+        "--seeds": args.seeds,
+        "--sweep": args.sweep,
+        "--learning-rate": each(args.learning_rate),
+        "--temperature": each(args.temperature),
+        "device": jax.devices()[0].device_kind,
+        **{package: version(package) for package in PACKAGES},
+    }
+
+
 def versions() -> dict[str, str]:
     """What it ran on."""
-    packages = ("diffopt", "jax", "jaxlib", "optax", "flax", "numpy")
     return {
         "python": sys.version.split()[0],
-        **{package: version(package) for package in packages},
+        **{package: version(package) for package in PACKAGES},
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "date": time.strftime("%Y-%m-%d"),
     }
