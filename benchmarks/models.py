@@ -8,7 +8,7 @@ from flax import nnx
 def conv_windows(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """The valid convolution of `x` and `kernel`, apart by position in the 2x2 windows of a pool.
 
-    `y[r, s, k, i, j, b]` is feature k of the convolution at (2i + r, 2j + s) in example b. One
+    `y[s, r, k, i, j, b]` is feature k of the convolution at (2i + r, 2j + s) in example b. One
     matrix product makes a whole window of outputs from the patch of inputs under it; its matrix
     is the kernel at four offsets. The batch is the last axis, so that every other step is a copy
     or a comparison of long contiguous rows. XLA's own convolution on a CPU does neither.
@@ -21,10 +21,10 @@ def conv_windows(x: jax.Array, kernel: jax.Array) -> jax.Array:
     kh, kw, _, features = kernel.shape
     H, W = (h - kh + 1) // 2, (w - kw + 1) // 2
     x = x.transpose(3, 1, 2, 0)
-    columns = jnp.stack([x[:, :, j : j + 2 * W : 2] for j in range(kw + 1)])
-    patches = jnp.stack([columns[:, :, i : i + 2 * H : 2] for i in range(kh + 1)])
-    offsets = [((r, 1 - r), (s, 1 - s), (0, 0), (0, 0)) for r in (0, 1) for s in (0, 1)]
-    matrix = jnp.stack([jnp.pad(kernel, offset) for offset in offsets], axis=-2)
+    rows = jnp.stack([x[:, i : i + 2 * H : 2] for i in range(kh + 1)])
+    patches = jnp.stack([rows[..., j : j + 2 * W : 2, :] for j in range(kw + 1)])
+    offsets = [((s, 1 - s), (r, 1 - r), (0, 0), (0, 0)) for s in (0, 1) for r in (0, 1)]
+    matrix = jnp.stack([jnp.pad(kernel.swapaxes(0, 1), offset) for offset in offsets], axis=-2)
     size = (kh + 1) * (kw + 1) * channels
     y = matrix.reshape(size, 4 * features).T @ patches.reshape(size, H * W * batch)
     return y.reshape(2, 2, features, H, W, batch)
@@ -33,9 +33,8 @@ def conv_windows(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def conv_pool(conv: nnx.Conv, x: jax.Array) -> jax.Array:
     """`relu(max_pool(conv(x)))` with 2x2 windows, by `conv_windows` where JAX computes on a CPU.
 
-    The choice is made when the call is traced, by the default backend. Where the largest
-    outputs of a window are equal, `nnx.max_pool` gives the gradient to the first of them, and the
-    other form shares it; where they are negative, as zeros after a ReLU, both give none.
+    The choice is made when the call is traced, by the default backend. In both forms the gradient
+    goes to the first of the largest outputs of a window.
 
     Args:
       conv: a convolution with a bias, no padding and no stride.
@@ -44,9 +43,11 @@ def conv_pool(conv: nnx.Conv, x: jax.Array) -> jax.Array:
     if jax.default_backend() != "cpu":
         return nnx.relu(nnx.max_pool(conv(x), (2, 2), (2, 2)))
     y = conv_windows(x, conv.kernel[...])
-    y = jnp.maximum(y[0], y[1])
-    y = jnp.maximum(y[0], y[1])
-    return nnx.relu(y.transpose(3, 1, 2, 0) + jnp.asarray(conv.bias))
+    for _ in range(2):
+        left, right = jnp.unstack(y)
+        y = jnp.where(left < right, right, left)
+    y = nnx.relu(y + conv.bias[...][:, None, None, None])
+    return y.transpose(3, 1, 2, 0)
 
 
 class CNN(nnx.Module):

@@ -50,8 +50,11 @@ def make_epoch(graphdef: Any, tx: optax.GradientTransformation, batch_size: int)
 @partial(jax.jit, static_argnums=0)
 def predict(graphdef: Any, params: Any, images: jax.Array) -> jax.Array:
     """Class probabilities `[examples, classes]`, computed in batches that fit in cache."""
-    model = nnx.merge(graphdef, params)
-    return jax.nn.softmax(jax.lax.map(lambda x: model(x[None])[0], images, batch_size=500))
+    model, examples = nnx.merge(graphdef, params), len(images)
+    batch_size = min(100, examples)
+    batches = jnp.arange(-(-examples // batch_size) * batch_size).reshape(-1, batch_size) % examples
+    logits = jax.lax.map(lambda index: model(images[index]), batches)
+    return jax.nn.softmax(logits.reshape(-1, logits.shape[-1])[:examples])
 
 
 def scores(probs: jax.Array, labels: jax.Array, bins: int = 15) -> dict[str, float]:
