@@ -46,7 +46,7 @@ def conv_pool(conv: nnx.Conv, x: jax.Array) -> jax.Array:
     for _ in range(2):
         left, right = jnp.unstack(y)
         y = jnp.where(left < right, right, left)
-    y = nnx.relu(y + conv.bias[...][:, None, None, None])
+    y = nnx.relu(y + jnp.asarray(conv.bias)[:, None, None, None])
     return y.transpose(3, 1, 2, 0)
 
 
