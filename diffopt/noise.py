@@ -139,7 +139,8 @@ def check_key(key: Any) -> None:
     if dtype is None:
         good = isinstance(key, int) and not isinstance(key, bool)
     elif shape:
-        good = len(shape) == 1 and dtype == jnp.uint32
+        raw = jax.eval_shape(lambda: jax.random.PRNGKey(0))
+        good = shape == raw.shape and dtype == raw.dtype
     else:
         good = jnp.issubdtype(dtype, jax.dtypes.prng_key) or jnp.issubdtype(dtype, jnp.integer)
     if not good:

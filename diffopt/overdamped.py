@@ -15,7 +15,7 @@ class DiffusionState(NamedTuple):
     """State of `langevin` and `sgld`.
 
     Attributes:
-      count: steps taken, an int32 scalar.
+      count: steps taken, an int32 scalar that stays at 2³¹ - 1 once it is there.
       key: a typed PRNG key, split at every step.
     """
 
@@ -72,7 +72,8 @@ def langevin(
       key: an int or a PRNG key, typed or raw. Give each chain, and each sampler
         in one program, its own.
       noise: `"gaussian"`, `"rademacher"`, or a function `(key, shape, dtype) -> array` of mean 0
-        and variance 1.
+        and variance 1, which `optax.inject_hyperparams` takes for a schedule unless it is told
+        `static_args="noise"`.
 
     Returns:
       An `optax.GradientTransformation` whose state is a `DiffusionState`. Shapes and dtypes of
@@ -149,7 +150,8 @@ def sgld(
       key: an int or a PRNG key, typed or raw. Give each chain, and each sampler
         in one program, its own.
       noise: `"gaussian"`, `"rademacher"`, or a function `(key, shape, dtype) -> array` of mean 0
-        and variance 1.
+        and variance 1, which `optax.inject_hyperparams` takes for a schedule unless it is told
+        `static_args="noise"`.
 
     Returns:
       An `optax.GradientTransformation` whose state is a `DiffusionState`. Its updates have the
@@ -199,7 +201,7 @@ class PreconditionedState(NamedTuple):
     """State of `psgld`.
 
     Attributes:
-      count: steps taken, an int32 scalar.
+      count: steps taken, an int32 scalar that stays at 2³¹ - 1 once it is there.
       key: a typed PRNG key, split at every step.
       nu: the decayed mean of the squared gradients, of the shapes of the parameters; real where
         they are complex, and float32 where they have 16 bits.
@@ -260,7 +262,8 @@ def psgld(
       key: an int or a PRNG key, typed or raw. Give each chain, and each sampler
         in one program, its own.
       noise: `"gaussian"`, `"rademacher"`, or a function `(key, shape, dtype) -> array` of mean 0
-        and variance 1.
+        and variance 1, which `optax.inject_hyperparams` takes for a schedule unless it is told
+        `static_args="noise"`.
 
     Returns:
       An `optax.GradientTransformation` whose state is a `PreconditionedState`. Its updates have

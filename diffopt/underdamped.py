@@ -14,7 +14,7 @@ class UnderdampedState(NamedTuple):
     """State of `sghmc` and `baoab`.
 
     Attributes:
-      count: steps taken, an int32 scalar.
+      count: steps taken, an int32 scalar that stays at 2³¹ - 1 once it is there.
       key: a typed PRNG key, split at every step.
       velocity: v, with the structure, shapes and dtypes of the parameters.
       mass: the mass M of the last step, a scalar: M v² is on average the temperature.
@@ -30,7 +30,7 @@ class ThermostatState(NamedTuple):
     """State of `sgnht`.
 
     Attributes:
-      count: steps taken, an int32 scalar.
+      count: steps taken, an int32 scalar that stays at 2³¹ - 1 once it is there.
       key: a typed PRNG key, split at every step.
       velocity: v, with the structure, shapes and dtypes of the parameters.
       mass: the mass M of the last step, a scalar: M v² is on average the temperature.
@@ -112,7 +112,8 @@ def sghmc(
       key: an int or a PRNG key, typed or raw. Give each chain, and each sampler
         in one program, its own.
       noise: `"gaussian"`, `"rademacher"`, or a function `(key, shape, dtype) -> array` of mean 0
-        and variance 1.
+        and variance 1, which `optax.inject_hyperparams` takes for a schedule unless it is told
+        `static_args="noise"`.
 
     Returns:
       An `optax.GradientTransformation` whose state is an `UnderdampedState`. Its updates have the
@@ -215,7 +216,8 @@ def baoab(
       key: an int or a PRNG key, typed or raw. Give each chain, and each sampler
         in one program, its own.
       noise: `"gaussian"`, `"rademacher"`, or a function `(key, shape, dtype) -> array` of mean 0
-        and variance 1.
+        and variance 1, which `optax.inject_hyperparams` takes for a schedule unless it is told
+        `static_args="noise"`.
 
     Returns:
       An `optax.GradientTransformation` whose state is an `UnderdampedState`. Its updates have the
@@ -333,7 +335,8 @@ def sgnht(
       key: an int or a PRNG key, typed or raw. Give each chain, and each sampler
         in one program, its own.
       noise: `"gaussian"`, `"rademacher"`, or a function `(key, shape, dtype) -> array` of mean 0
-        and variance 1.
+        and variance 1, which `optax.inject_hyperparams` takes for a schedule unless it is told
+        `static_args="noise"`.
 
     Returns:
       An `optax.GradientTransformation` whose state is a `ThermostatState`. Its updates have the

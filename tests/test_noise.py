@@ -179,10 +179,23 @@ def test_every_form_of_a_key_is_the_same_key(form):
     assert same(jax.random.key_data(make_key(form)), jax.random.key_data(jax.random.key(3)))
 
 
-@pytest.mark.parametrize("bad", [None, "0", 1.5, True, jnp.zeros(3), jnp.zeros(()), [1], KEY[None]])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *(None, "0", 1.5, True, jnp.zeros(3), jnp.zeros(()), [1], KEY[None]),
+        *(jnp.zeros(size, jnp.uint32) for size in (0, 3, 4)),
+    ],
+)
 def test_no_other_thing_is_a_key(bad):
     with pytest.raises(TypeError, match="key must be an int or a single PRNG key"):
         check_key(bad)
+
+
+def test_a_raw_key_has_the_length_of_the_default_generator():
+    with jax.default_prng_impl("rbg"):
+        check_key(jax.random.PRNGKey(0))
+        with pytest.raises(TypeError, match="key must be"):
+            check_key(jnp.zeros(2, jnp.uint32))
 
 
 @pytest.mark.parametrize("noise", NOISES)
