@@ -4,7 +4,8 @@
     python -m benchmarks.compare --dataset cifar10 --data-dir DIR
     python -m benchmarks.compare --checkpoint DIR                 # killed, it goes on from there
 
-The network is the article's CNN, in Flax NNX. An epoch is one compiled program.
+The network is the article's CNN, in Flax NNX. An epoch is one compiled program, and all devices
+share its batches.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -29,7 +31,7 @@ import diffopt
 from . import checkpoint, data, report
 from .calibration import ood_auroc
 from .models import CNN
-from .training import make_epoch, predict, scores
+from .training import make_epoch, make_mesh, predict, scores
 
 # name: (learning rate, temperature, PRNG key) -> transformation
 OPTIMIZERS: dict[str, Callable[[float, float, Any], optax.GradientTransformation]] = {
@@ -182,18 +184,26 @@ def trainer(
     and a run goes on from its last one.
     """
 
-    def start(seed: int) -> tuple[Any, Any, Any, jax.Array]:
+    mesh = make_mesh(batch_size)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def start(seed: int) -> tuple[Any, Any, Any, Any, jax.Array]:
         key = jax.random.key(seed)
         graphdef, params = nnx.split(CNN(dataset.train_images.shape[-1], rngs=nnx.Rngs(seed)))
         tx = OPTIMIZERS[name](lr, temperature, jax.random.fold_in(key, 0))
-        return graphdef, params, tx, key
+        params, opt_state, key = jax.device_put((params, tx.init(params), key), everywhere)
+        return graphdef, tx, params, opt_state, key
 
-    train_set = dataset.train_images, dataset.train_labels
-    graphdef, params, tx, key = start(0)
+    train_set = jax.device_put((dataset.train_images, dataset.train_labels), everywhere)
+    graphdef, tx, params, opt_state, key = start(0)
     clock = time.perf_counter()
-    program = make_epoch(graphdef, tx, batch_size).lower(params, tx.init(params), key, *train_set)
+    program = make_epoch(graphdef, tx, batch_size, mesh).lower(params, opt_state, key, *train_set)
     epoch = program.compile()
     compile_time = time.perf_counter() - clock
+
+    def classify(params: Any, images: jax.Array) -> jax.Array:
+        here = jax.tree.map(lambda p: p.addressable_data(0), params)
+        return predict(graphdef, here, images)
 
     def judge(probs: jax.Array, strange_probs: jax.Array) -> dict[str, float]:
         got = scores(probs, dataset.test_labels)
@@ -206,10 +216,10 @@ def trainer(
         }
 
     def run(seed: int) -> tuple[dict[str, Any], report.Predictions]:
-        graphdef, params, tx, key = start(seed)
+        _, _, params, opt_state, key = start(seed)
         images = dataset.test_images, strange
         total = [jnp.zeros((len(x), 10)) for x in images]
-        state = params, tx.init(params), total
+        state = params, opt_state, total
         log: dict[str, Any] = {"history": [], "losses": []}
         if folder:
             checkpoints = checkpoint.manager(folder / f"{name} {lr} seed {seed}")
@@ -226,8 +236,9 @@ def trainer(
             epoch_losses = np.asarray(epoch_losses)
             step_time = (time.perf_counter() - clock) / len(epoch_losses)
 
-            train_scores = scores(predict(graphdef, params, train_set[0]), train_set[1])
-            probs = [predict(graphdef, params, x) for x in images]
+            train_probs = classify(params, dataset.train_images)
+            train_scores = scores(train_probs, dataset.train_labels)
+            probs = [classify(params, x) for x in images]
             test_scores = scores(probs[0], dataset.test_labels)
             if number > epochs // 2:
                 total = [t + p for t, p in zip(total, probs, strict=True)]
@@ -255,7 +266,7 @@ def trainer(
                 log = {"history": history, "losses": losses}
                 checkpoint.save(checkpoints, number, (params, opt_state, total), log)
 
-        last = [predict(graphdef, params, x) for x in images]
+        last = [classify(params, x) for x in images]
         average = [t / (epochs - epochs // 2) for t in total]
         record = {
             "optimizer": name,

@@ -1,5 +1,7 @@
 """One epoch as one compiled program, and the scores of a trained network."""
 
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -7,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
 
 from .calibration import brier
 
@@ -17,12 +21,41 @@ def mean_loss(graphdef: Any, params: Any, images: jax.Array, labels: jax.Array) 
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
-def make_epoch(graphdef: Any, tx: optax.GradientTransformation, batch_size: int) -> Any:
+def make_mesh(batch_size: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """All `devices`, by default all there are on all hosts, as a mesh with axes "data" and "copy".
+
+    A batch is cut along "data" into equal shares: as many as divide both the batch and the
+    devices. Where that is fewer than the devices, those along "copy" compute the same share.
+    """
+    devices = jax.devices() if devices is None else devices
+    shares = math.gcd(batch_size, len(devices))
+    shape = shares, len(devices) // shares
+    return jax.make_mesh(shape, ("data", "copy"), (AxisType.Auto,) * 2, devices=devices)
+
+
+def data_parallel(gradient: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """`gradient(params, images, labels)`, each device on its share of the batch; then the mean."""
+
+    def of_share(params: Any, images: jax.Array, labels: jax.Array) -> Any:
+        return jax.lax.pmean(gradient(params, images, labels), "data")
+
+    specs = P(), P("data"), P("data")
+    return jax.shard_map(of_share, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)
+
+
+def make_epoch(
+    graphdef: Any, tx: optax.GradientTransformation, batch_size: int, mesh: Mesh | None = None
+) -> Any:
     """Compile `epoch(params, opt_state, key, images, labels) -> params, opt_state, losses`.
 
     The epoch visits the examples in an order drawn from `key`, `batch_size` at a time, dropping
     the last incomplete batch; `losses` has one entry a step. `params` and `opt_state` are donated.
+    With a `mesh` from `make_mesh` the devices share every batch. They exchange gradients and
+    losses and nothing else: each draws the same noise from the same key.
     """
+    gradient = jax.value_and_grad(partial(mean_loss, graphdef))
+    if mesh is not None and mesh.size > 1:
+        gradient = data_parallel(gradient, mesh)
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def epoch(
@@ -33,9 +66,7 @@ def make_epoch(graphdef: Any, tx: optax.GradientTransformation, batch_size: int)
 
         def step(carry: tuple[Any, Any], index: jax.Array) -> tuple[tuple[Any, Any], jax.Array]:
             params, opt_state = carry
-            loss, grads = jax.value_and_grad(mean_loss, argnums=1)(
-                graphdef, params, images[index], labels[index]
-            )
+            loss, grads = gradient(params, images[index], labels[index])
             updates, opt_state = tx.update(grads, opt_state, params)
             return (optax.apply_updates(params, updates), opt_state), loss
 
