@@ -54,6 +54,7 @@ def test_training_and_cost_have_a_row_for_each(tmp_path, monkeypatch, capsys):
     trainer = lambda *_: lambda seed: dict.fromkeys(columns, 0.5 + seed)
     monkeypatch.setattr(low_precision, "trainer", trainer)
     monkeypatch.setattr(low_precision, "resnet18", lambda: {"w": (50, 2), "b": (2,)})
+    monkeypatch.setenv("COLUMNS", "160")
     file = tmp_path / "rest.json"
     assert run("training", "cost", "--seeds", 3, "--repeats", 2, "--json", file) == 0
     found = json.loads(file.read_text())
