@@ -75,8 +75,8 @@ def save(checkpoints: ocp.CheckpointManager, epoch: int, state: Any, record: Any
 def restore(checkpoints: ocp.CheckpointManager, like: Any, record: Any) -> tuple[Any, Any]:
     """The newest state and record that are whole; `like` and `record` where there are none.
 
-    A state has the structure, dtypes and devices of `like`. Damaged checkpoints are reported,
-    and removed so that their epochs can be saved again.
+    A state has the structure, dtypes and devices of `like`. Damaged checkpoints are reported, and
+    renamed so that their epochs can be saved again.
     """
     for epoch in sorted(checkpoints.all_steps(), reverse=True):
         items = ocp_args.Composite(
@@ -91,8 +91,13 @@ def restore(checkpoints: ocp.CheckpointManager, like: Any, record: Any) -> tuple
         except Exception as error:  # a damaged file shows in as many types as there are formats
             reason = (str(error) or repr(error)).splitlines()[0][:200]
         folder = checkpoints.directory / str(epoch)
-        print(f"{folder} is damaged, going on from the one before: {reason}", file=sys.stderr)
-        shutil.rmtree(folder, ignore_errors=True)
+        aside = folder.with_name(f"{epoch}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.replace(aside)
+        print(
+            f"{folder} is damaged (now {aside.name}), going on from the one before: {reason}",
+            file=sys.stderr,
+        )
         checkpoints.reload()
     return like, record
 

@@ -150,7 +150,9 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(server, w
     for file in (folder / "21").rglob("d/*"):
         os.truncate(file, 10)
     assert server.run(*JOB, "--out", tmp_path / "out", "--checkpoint", kept) == 0
-    assert f"{folder / '21'} is damaged, going on from the one before" in server.errors.read_text()
+    said = f"{folder / '21'} is damaged (now 21.damaged), going on from the one before"
+    assert said in server.errors.read_text()
+    assert (folder / "21.damaged").is_dir()
     assert last_states(kept) == last_states(whole[1])
     assert results(tmp_path / "out") == results(whole[0])
 
@@ -258,4 +260,4 @@ def test_where_every_checkpoint_is_damaged_the_run_starts_anew(two_epochs, tmp_p
     state, record = checkpoint.restore(checkpoint.manager(tmp_path), OLDER, "start")
     assert state is OLDER and record == "start"
     assert len(capsys.readouterr().err.splitlines()) == 2
-    assert not list(tmp_path.iterdir())
+    assert {path.name for path in tmp_path.iterdir()} == {"1.damaged", "2.damaged"}
