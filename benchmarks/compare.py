@@ -3,16 +3,20 @@
     python -m benchmarks.compare                                  # digits, no download
     python -m benchmarks.compare --dataset cifar10 --data-dir DIR
     python -m benchmarks.compare --checkpoint DIR                 # killed, it goes on from there
+    srun python -m benchmarks.compare --distributed               # on many hosts
 
 The network is the article's CNN, in Flax NNX. An epoch is one compiled program, and all devices
-share its batches.
+share its batches, those of other hosts too.
 """
 
 import argparse
+import os
 import shlex
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -87,48 +92,110 @@ DEFAULTS: dict[str, tuple[int, int, dict[str, tuple[float, float]]]] = {
     ),
 }
 SWEEP = (0.1, 1 / 3, 3.0, 10.0)
+PATIENCE = 300  # seconds that a process waits for the others
+HOW_TO_CONNECT = (
+    "Start every process with srun, mpirun or on a TPU pod, or give each JAX_COORDINATOR_ADDRESS"
+    " (HOST:PORT of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+)
 PACKAGES = ("diffopt", "jax", "jaxlib", "optax", "flax", "numpy")
 
 
 def main() -> int:
     """Parse the command line, train, report."""
     args = parse_args()
-    console = Console()
+    if args.distributed:
+        try:
+            connect()
+        except Exception as error:  # each launcher has errors of its own
+            reason = (str(error) or repr(error)).splitlines()[0].rstrip(".")
+            return fail(f"--distributed: {reason}. {HOW_TO_CONNECT}")
+    first = jax.process_index() == 0
+    console = Console(quiet=not first)
     metrics: dict[str, Any] = {"config": config(args), "versions": versions(), "runs": []}
-    try:
-        if args.checkpoint:
-            checkpoint.claim(args.checkpoint, settings(args))
-    except checkpoint.CheckpointError as error:
-        return fail(str(error))
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        report.save_metrics(args.out, metrics)
-    except OSError as error:
-        return fail(f"--out {args.out} cannot be written: {error.strerror}")
-
     predictions: dict[str, report.Predictions] = {}  # of each optimizer's first run
     status = 0
+    prepared, problem = None, "another process cannot start, and says why"
     try:
-        with console.status(f"reading {args.dataset}"):
-            dataset = data.load(args.dataset, args.data_dir)
-            strange = data.out_of_distribution(args.dataset)
-        if not 1 <= args.batch_size <= len(dataset.train_labels):
-            examples = len(dataset.train_labels)
-            return fail(f"--batch-size {args.batch_size}: must be from 1 to {examples}")
+        try:
+            prepared = prepare(args, metrics, console)
+        except (Refusal, checkpoint.CheckpointError, data.DataError) as error:
+            problem = str(error)
+        everywhere = multihost_utils.process_allgather(np.array(prepared is not None)).all()
+        if prepared is None or not everywhere:
+            return fail(problem)
+        dataset, strange = prepared
         for run, predicted in runs(args, dataset, strange, console):
             predictions.setdefault(run["optimizer"], predicted)
             metrics["runs"].append(run)
-            report.save_metrics(args.out, metrics)
-    except data.DataError as error:
-        return fail(str(error))
+            if first:
+                report.save_metrics(args.out, metrics)
     except KeyboardInterrupt:
         console.print(f"[yellow]Interrupted: keeping the {len(metrics['runs'])} finished runs.")
         status = 130
-    if metrics["runs"]:
+    if first and metrics["runs"]:
         report.write(args.out, metrics, predictions, dataset)
         report.show(console, metrics)
         console.print(f"Wrote {', '.join(str(args.out / f) for f in report.FILES)}")
     return status
+
+
+class Refusal(Exception):
+    """What cannot be done, told in one sentence."""
+
+
+def connect() -> None:
+    """Make the devices of all processes those of one JAX, which must not have started yet.
+
+    JAX knows by itself where it is under SLURM, Open MPI and Kubernetes and on a TPU pod; for
+    other launchers three variables tell, of which it reads the address of process 0 itself.
+    """
+
+    def give_up() -> None:
+        fail(f"--distributed: not all processes came within {PATIENCE} s. {HOW_TO_CONNECT}")
+        os._exit(2)
+
+    count, index = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
+    deadline = threading.Timer(PATIENCE, give_up)  # JAX itself would abort with a stack trace
+    deadline.daemon = True
+    deadline.start()
+    try:
+        jax.distributed.initialize(
+            num_processes=int(count) if count else None,
+            process_id=int(index) if index else None,
+            initialization_timeout=PATIENCE + 60,
+        )
+    finally:
+        deadline.cancel()
+
+
+def prepare(
+    args: argparse.Namespace, metrics: dict[str, Any], console: Console
+) -> tuple[data.Data, jax.Array]:
+    """The data and the images of no class, once all else that a run needs is there too.
+
+    Raises:
+      Refusal, CheckpointError, DataError: it is not.
+    """
+    devices = jax.device_count()
+    if args.distributed and args.batch_size % devices:
+        raise Refusal(
+            f"--batch-size {args.batch_size}: must be a multiple of the {devices} devices"
+        )
+    if args.checkpoint:
+        checkpoint.claim(args.checkpoint, settings(args))
+    try:
+        if jax.process_index() == 0:
+            args.out.mkdir(parents=True, exist_ok=True)
+            report.save_metrics(args.out, metrics)
+    except OSError as error:
+        raise Refusal(f"--out {args.out} cannot be written: {error.strerror}") from error
+    with console.status(f"reading {args.dataset}"):
+        dataset = data.load(args.dataset, args.data_dir)
+        strange = data.out_of_distribution(args.dataset)
+    examples = len(dataset.train_labels)
+    if not 1 <= args.batch_size <= examples:
+        raise Refusal(f"--batch-size {args.batch_size}: must be from 1 to {examples}")
+    return dataset, strange
 
 
 def runs(
@@ -186,15 +253,16 @@ def trainer(
 
     mesh = make_mesh(batch_size)
     everywhere = NamedSharding(mesh, PartitionSpec())
+    replicate = partial(jax.make_array_from_process_local_data, everywhere)
 
     def start(seed: int) -> tuple[Any, Any, Any, Any, jax.Array]:
         key = jax.random.key(seed)
         graphdef, params = nnx.split(CNN(dataset.train_images.shape[-1], rngs=nnx.Rngs(seed)))
         tx = OPTIMIZERS[name](lr, temperature, jax.random.fold_in(key, 0))
-        params, opt_state, key = jax.device_put((params, tx.init(params), key), everywhere)
+        params, opt_state, key = replicate((params, tx.init(params), key))
         return graphdef, tx, params, opt_state, key
 
-    train_set = jax.device_put((dataset.train_images, dataset.train_labels), everywhere)
+    train_set = replicate((dataset.train_images, dataset.train_labels))
     graphdef, tx, params, opt_state, key = start(0)
     clock = time.perf_counter()
     program = make_epoch(graphdef, tx, batch_size, mesh).lower(params, opt_state, key, *train_set)
@@ -315,7 +383,13 @@ def parse_args() -> argparse.Namespace:
         "--checkpoint", type=Path, metavar="DIR",
         help="save every epoch in this folder, and go on from what it holds",
     )  # fmt: skip
+    parser.add_argument(
+        "--distributed", action="store_true",
+        help="train with the devices of all processes that a launcher started, on all hosts",
+    )  # fmt: skip
     args = parser.parse_args()
+    if args.distributed and args.checkpoint:
+        parser.error("--checkpoint with --distributed: only a run of one process can be saved")
     if args.dataset not in DEFAULTS:
         parser.error(f"unknown dataset {args.dataset!r}: choose one of {', '.join(DEFAULTS)}")
     epochs, batch_size, settings = DEFAULTS[args.dataset]
@@ -394,6 +468,7 @@ def versions() -> dict[str, str]:
         "python": sys.version.split()[0],
         **{package: version(package) for package in PACKAGES},
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "processes": jax.process_count(),
         "date": time.strftime("%Y-%m-%d"),
     }
 
