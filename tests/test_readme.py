@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 import diffopt
+from benchmarks.checkpoint import digest
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -84,6 +86,34 @@ def test_many_chains_sample_the_posterior():
     np.testing.assert_allclose(names["mean"], x @ names["params"]["w"], rtol=1e-5)
     exec(diagnose, names)
     assert "'w'" in str(names["named"].keys()) and "w" in str(names["idata"])
+
+
+def test_nothing_lost(tmp_path):
+    """A run that is saved and restored goes on to the bits of one that is not."""
+    tx, keep = diffopt.low_precision(diffopt.sghmc(0.1, 0.1)), diffopt.collect(9)
+    (snippet,) = snippets("## Nothing lost")
+
+    @jax.jit
+    def step(run):
+        updates, opt_state = tx.update(run["params"], run["opt_state"], run["params"])
+        params = optax.apply_updates(run["params"], updates)
+        return {
+            "params": params, "opt_state": opt_state, "kept": keep.update(params, run["kept"])
+        }  # fmt: skip
+
+    params = {"w": jnp.ones(3, jnp.bfloat16), "none": None}
+    start = {"params": params, "opt_state": tx.init(params), "kept": keep.init(params)}
+    state = start
+    for count in range(1, 5):
+        state = step(state)
+        exec(snippet, {"ocp": ocp, "folder": tmp_path / f"of {count}", "count": count, **state})
+    for count in range(1, 5):
+        names = {"ocp": ocp, "folder": tmp_path / f"of {count}", "count": count + 1, **start}
+        exec(snippet, names)
+        restored = names["run"]
+        for _ in range(count, 4):
+            restored = step(restored)
+        assert digest(restored, None) == digest(state, None) != digest(start, None)
 
 
 @pytest.mark.parametrize("heading", re.findall(r"^## .*$", README, re.MULTILINE))
