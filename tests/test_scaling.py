@@ -1,0 +1,96 @@
+"""The program that shows how cost grows: what is sent, who draws the noise, and its arithmetic."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import scaling
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What a small run writes: it needs devices that this process does not have."""
+    folder = tmp_path_factory.mktemp("scaling")
+    files = ["--json", folder / "scaling.json", "--picture", folder / "scaling.png"]
+    arguments = ["--devices", "1", "2", "--width", "256", "--repeats", "1", *files]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("XLA_")}
+    command = [sys.executable, "-m", "benchmarks.scaling", *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "sent by each" in done.stdout and "done by each" in done.stdout
+    assert (folder / "scaling.png").stat().st_size > 10_000
+    return json.loads((folder / "scaling.json").read_text())
+
+
+def test_a_diffusion_sends_nothing(found):
+    parameters = found["parameters"]
+    kernels, biases, loss = 4 * scaling.LAYERS * 256**2, 4 * scaling.LAYERS * 256, 4
+    assert parameters == (kernels + biases) / 4
+    one, _, parallel, sharded = found["rows"]
+    assert one["none"]["collectives"] == {}
+    gradients = {"all-reduce": {"count": 1, "bytes": 4 * parameters + loss}}
+    assert parallel["none"]["collectives"] == gradients
+    assert sharded["none"]["collectives"] == {
+        "all-gather": {"count": scaling.LAYERS, "bytes": kernels},
+        "reduce-scatter": {"count": scaling.LAYERS, "bytes": kernels},
+        "all-reduce": {"count": 1, "bytes": biases + loss},
+    }
+    for row in found["rows"]:
+        for noise in ("gaussian", "rademacher"):
+            assert row[noise]["collectives"] == row["none"]["collectives"], (row["way"], noise)
+    for row in (parallel, sharded):
+        assert row["none"]["sent"] == 4 * parameters + loss  # by each of two
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "rademacher"])
+def test_replicas_draw_all_the_noise_and_shards_their_part(found, noise):
+    one, _, parallel, sharded = (scaling.added(r, noise, "operations") for r in found["rows"])
+    assert one > found["parameters"]
+    assert parallel == pytest.approx(one, rel=0.01)
+    assert sharded == pytest.approx(one / 2, rel=0.01)
+
+
+def test_the_formula():
+    link = scaling.LINKS["NVLink 4, 450 GB/s"]
+    examples = scaling.limits(158.0)["NVLink 4, 450 GB/s"]
+    alone = scaling.step_time(examples, 1, link, 0.0)
+    assert alone == pytest.approx(6 * examples / scaling.MATRIX)
+    assert scaling.step_time(examples, 10**9, link, 0.0) == pytest.approx(2 * alone)
+    examples = scaling.limits(158.0)["Gaussian noise"]
+    alone = scaling.step_time(examples, 1, link, 0.0)
+    assert scaling.step_time(examples, 1, link, 158.0) == pytest.approx(2 * alone)
+    assert scaling.step_time(examples, 1, link, 158.0, shards=4) == pytest.approx(1.25 * alone)
+
+
+def test_collectives_of_a_program_text():
+    hlo = """
+  %all-reduce.1 = (f32[512]{0}, f32[2,3]{1,0}, f32[]) all-reduce(%a, %b, %c), channel_id=1
+  %all-gather = bf16[8,4]{1,0} all-gather(%p), dimensions={0}
+  ROOT %reduce-scatter.2 = f32[2]{0} reduce-scatter(%g), dimensions={0}
+  %fusion = f32[9]{0} fusion(%all-reduce.1), calls=%all-gather.clone
+"""
+    assert scaling.collectives(hlo, 4) == {
+        "all-reduce": {"count": 1, "bytes": 4 * 519},
+        "all-gather": {"count": 1, "bytes": 64},
+        "reduce-scatter": {"count": 1, "bytes": 32},
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--devices", "2", "4"], "--devices: the least must be 1"),
+        (["--devices", "1", "3"], "--width must be at least 256 and a multiple of every count"),
+        (["--width", "128"], "--width must be at least 256"),
+        (["--repeats", "0"], "--repeats must be at least 1"),
+        (["--devices", "one"], "invalid int value: 'one'"),
+    ],
+)
+def test_bad_arguments_give_one_sentence_and_status_2(arguments, sentence, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["scaling", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        scaling.main()
+    assert sentence in capsys.readouterr().err
