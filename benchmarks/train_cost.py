@@ -3,11 +3,15 @@
 Ours is `training.make_epoch` over images in memory: plain SGD, and SGD with `diffopt.langevin`.
 PyTorch is the same network and SGD, once with the images in memory and once as in the article: a
 shuffling DataLoader that converts and normalizes one image at a time in two worker processes.
+
+The diffusion costs a few percent, and a machine's speed drifts by more. So its overhead comes from
+short epochs with and without it that take turns: the median of the ratios of neighbours.
 """
 
 import argparse
 import importlib.util
 import json
+import math
 import os
 import platform
 import statistics
@@ -29,6 +33,7 @@ from .models import CNN
 from .training import make_epoch
 
 BATCH, LEARNING_RATE, DIFFUSION, WORKERS = 100, 0.01, 1 / 50_000, 2
+PAIRED_STEPS = 10
 
 
 def optimizers() -> dict[str, optax.GradientTransformation]:
@@ -148,8 +153,41 @@ def interleave(programs: dict[str, Callable], rounds: int, steps: int) -> dict[s
     return rows
 
 
-def report(rows: dict[str, Any], first_call: dict[str, float], rounds: int, steps: int) -> dict:
-    """Everything that goes into the JSON file; ratios are of medians, ours with Gaussian noise."""
+def compare(one: Callable, two: Callable, pairs: int) -> dict[str, Any]:
+    """The time of `two` over that of `one`: median, its standard error, quartiles.
+
+    Each ratio is of two runs that follow each other, in either order by turns. The standard error
+    is that of the median of a normal sample with these quartiles, √(π/2) σ / √pairs.
+    """
+
+    def seconds(run: Callable) -> float:
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+
+    ratios = []
+    for i in range(pairs):
+        print(f"\rpair {i + 1} of {pairs}", end="", file=sys.stderr, flush=True)
+        if i % 2:
+            above, below = seconds(two), seconds(one)
+        else:
+            below, above = seconds(one), seconds(two)
+        ratios.append(above / below)
+    print(f"\r{'':50}\r", end="", file=sys.stderr)
+    low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    sigma = (high - low) / 1.349
+    error = math.sqrt(math.pi / 2 / pairs) * sigma
+    return {"median": median, "standard_error": error, "quartiles": [low, high], "pairs": pairs}
+
+
+def report(
+    rows: dict[str, Any],
+    overhead: dict[str, Any],
+    first_call: dict[str, float],
+    rounds: int,
+    steps: int,
+) -> dict:
+    """Everything that goes into the JSON file; ratios to PyTorch are of medians, with diffusion."""
     import torch
 
     def ratio(over: str, under: str) -> float:
@@ -158,13 +196,14 @@ def report(rows: dict[str, Any], first_call: dict[str, float], rounds: int, step
     return {
         "ratio_to_torch_in_memory": ratio("diffopt, gaussian", "torch, in memory"),
         "ratio_to_torch_dataloader": ratio("diffopt, gaussian", "torch, DataLoader"),
-        "diffusion_overhead": ratio("diffopt, gaussian", "diffopt, no diffusion"),
-        "diffusion_overhead_rademacher": ratio("diffopt, rademacher", "diffopt, no diffusion"),
+        "diffusion_overhead": overhead["diffopt, gaussian"]["median"],
+        "overhead": overhead,
         "step": rows,
         "first_call_s": first_call,
         "config": {
             "batch": BATCH, "learning_rate": LEARNING_RATE, "diffusion": DIFFUSION,
             "loader_workers": WORKERS, "steps": steps, "rounds": rounds,
+            "steps_of_a_paired_epoch": min(steps, PAIRED_STEPS),
         },
         "versions": {"python": platform.python_version(), "jax": jax.__version__,
                      "flax": flax.__version__, "optax": optax.__version__,
@@ -193,9 +232,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     parser.add_argument("--steps", type=int, default=60, help="steps an epoch (default 60)")
     parser.add_argument("--rounds", type=int, default=15, help="epochs of each (default 15)")
+    parser.add_argument("--pairs", type=int, default=100, help="ratios to an epoch without noise")
     args = parser.parse_args(argv)
-    if args.steps < 1 or args.rounds < 2:
-        parser.error("--steps must be at least 1 and --rounds at least 2")
+    if args.steps < 1 or args.rounds < 2 or args.pairs < 2:
+        parser.error("--steps must be at least 1, --rounds and --pairs at least 2")
     if args.json and not args.json.parent.is_dir():
         parser.error(f"--json: there is no folder {args.json.parent}")
     if importlib.util.find_spec("torch") is None:
@@ -219,15 +259,21 @@ def main(argv: list[str] | None = None) -> int:
     for run in programs.values():  # worker processes start here
         run()
     rows = interleave(programs, args.rounds, args.steps)
+    few = images[: PAIRED_STEPS * BATCH], labels[: PAIRED_STEPS * BATCH]
+    without, *withs = [(name, ours(tx, *few)[0]) for name, tx in optimizers().items()]
+    overhead = {name: compare(without[1], run, args.pairs) for name, run in withs}
 
-    result = report(rows, first_call, args.rounds, args.steps)
+    result = report(rows, overhead, first_call, args.rounds, args.steps)
     print(f"{'one step, batch 100':24}{'median':>9}{'quartiles':>17}{'first call':>12}")
     for name, row in rows.items():
         low, high = row["quartiles_ms"]
         first = f"{first_call[name]:.1f} s" if name in first_call else ""
         print(f"{name:24}{row['median_ms']:6.2f} ms{low:8.2f}-{high:5.2f} ms{first:>12}")
-    for name in ("ratio_to_torch_in_memory", "ratio_to_torch_dataloader", "diffusion_overhead"):
+    for name in ("ratio_to_torch_in_memory", "ratio_to_torch_dataloader"):
         print(f"{name:28}{result[name]:.3f}")
+    for name, row in overhead.items():
+        median, error = row["median"], row["standard_error"]
+        print(f"{name} over without: {median:.3f} ± {error:.3f} ({args.pairs} pairs)")
     print(*(f"{k} {v}" for k, v in (result["versions"] | result["machine"]).items()), sep=", ")
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
