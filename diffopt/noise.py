@@ -72,13 +72,14 @@ def on_cpu(
 def in_memory(sample: Sampler, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """`sample(key, shape, dtype)`, on a CPU computed once into memory, not again at every use.
 
-    XLA fuses nothing into or out of a conditional whose condition it cannot know.
+    XLA fuses nothing into or out of a conditional whose condition it cannot know. The branch not
+    taken depends on the key too: `jax.shard_map` wants both to vary over the same devices.
     """
 
     def conditional(key: jax.Array) -> jax.Array:
         true = jax.lax.optimization_barrier(jnp.array(True))
-        zeros = lambda key: jnp.zeros(shape, dtype)
-        return jax.lax.cond(true, lambda key: sample(key, shape, dtype), zeros, key)
+        never = lambda key: jnp.full(shape, jax.random.key_data(key)[0], dtype)
+        return jax.lax.cond(true, lambda key: sample(key, shape, dtype), never, key)
 
     plain = lambda key: sample(key, shape, dtype)
     return jax.lax.platform_dependent(key, cpu=conditional, default=plain)
@@ -225,7 +226,13 @@ def draw(key: jax.Array, tree: Any, noise: Noise) -> Any:
         else:
             total = sum(sizes[i] for i in members)
             flat = in_memory(sample, draw_key, (total,), real)
-            parts = jnp.split(flat, np.cumsum([sizes[i] for i in members])[:-1])
+            starts = np.cumsum([0, *(sizes[i] for i in members[:-1])])
+            # As it cannot know where a slice starts, XLA leaves `flat` whole on every device.
+            starts = jax.lax.optimization_barrier(starts)
+            parts = [
+                jax.lax.dynamic_slice_in_dim(flat, start, sizes[i])
+                for start, i in zip(starts, members, strict=True)
+            ]
         for i, part in zip(members, parts, strict=True):
             xi = part.reshape(shapes[i])
             xis[i] = jax.lax.complex(xi[0], xi[1]) if jnp.iscomplexobj(leaves[i]) else xi
