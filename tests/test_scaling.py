@@ -10,47 +10,39 @@ import pytest
 from benchmarks import scaling
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    """What a small run writes: it needs devices that this process does not have."""
-    folder = tmp_path_factory.mktemp("scaling")
-    files = ["--json", folder / "scaling.json", "--picture", folder / "scaling.png"]
+def test_a_diffusion_sends_nothing_and_shards_draw_their_part(tmp_path):
+    files = ["--json", tmp_path / "scaling.json", "--picture", tmp_path / "scaling.png"]
     arguments = ["--devices", "1", "2", "--width", "256", "--repeats", "1", *files]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("XLA_")}
     command = [sys.executable, "-m", "benchmarks.scaling", *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "sent by each" in done.stdout and "done by each" in done.stdout
-    assert (folder / "scaling.png").stat().st_size > 10_000
-    return json.loads((folder / "scaling.json").read_text())
+    assert (tmp_path / "scaling.png").stat().st_size > 10_000
+    found = json.loads((tmp_path / "scaling.json").read_text())
 
-
-def test_a_diffusion_sends_nothing(found):
-    parameters = found["parameters"]
     kernels, biases, loss = 4 * scaling.LAYERS * 256**2, 4 * scaling.LAYERS * 256, 4
-    assert parameters == (kernels + biases) / 4
+    assert found["parameters"] == (kernels + biases) / 4
     one, _, parallel, sharded = found["rows"]
     assert one["none"]["collectives"] == {}
-    gradients = {"all-reduce": {"count": 1, "bytes": 4 * parameters + loss}}
-    assert parallel["none"]["collectives"] == gradients
+    gradients = {"count": 1, "bytes": kernels + biases + loss}
+    assert parallel["none"]["collectives"] == {"all-reduce": gradients}
     assert sharded["none"]["collectives"] == {
         "all-gather": {"count": scaling.LAYERS, "bytes": kernels},
         "reduce-scatter": {"count": scaling.LAYERS, "bytes": kernels},
         "all-reduce": {"count": 1, "bytes": biases + loss},
     }
-    for row in found["rows"]:
-        for noise in ("gaussian", "rademacher"):
-            assert row[noise]["collectives"] == row["none"]["collectives"], (row["way"], noise)
     for row in (parallel, sharded):
-        assert row["none"]["sent"] == 4 * parameters + loss  # by each of two
-
-
-@pytest.mark.parametrize("noise", ["gaussian", "rademacher"])
-def test_replicas_draw_all_the_noise_and_shards_their_part(found, noise):
-    one, _, parallel, sharded = (scaling.added(r, noise, "operations") for r in found["rows"])
-    assert one > found["parameters"]
-    assert parallel == pytest.approx(one, rel=0.01)
-    assert sharded == pytest.approx(one / 2, rel=0.01)
+        assert row["none"]["sent"] == kernels + biases + loss  # by each of two
+    for noise in ("gaussian", "rademacher"):
+        for row in found["rows"]:
+            assert row[noise]["collectives"] == row["none"]["collectives"], (row["way"], noise)
+        alone, replica, shard = (
+            scaling.added(row, noise, "operations") for row in (one, parallel, sharded)
+        )
+        assert alone > found["parameters"]
+        assert replica == pytest.approx(alone, rel=0.01)
+        assert shard == pytest.approx(alone / 2, rel=0.01)
 
 
 def test_the_formula():
