@@ -257,7 +257,6 @@ def failures():
     return json.loads(done.stdout)
 
 
-@pytest.mark.xdist_group("devices")
 @pytest.mark.parametrize("check", CHECKS)
 def test_on_eight_devices(check, failures):
     assert check not in failures, failures[check]
