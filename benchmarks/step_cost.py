@@ -3,7 +3,8 @@
     python -m benchmarks.step_cost [--trees lenet resnet18 transformer] [--json FILE]
 
 The gradient is an input, so that nothing but the update is timed; buffers are donated; the
-updates take turns. A tree of a billion parameters is for a GPU: `--trees billion`.
+updates take turns, and each begins its turn with a step that is not timed. A tree of a billion
+parameters is for a GPU: `--trees billion`.
 """
 
 import argparse
@@ -237,6 +238,7 @@ def measure(name: str, repeats: int, progress: Progress) -> tuple[list[dict], li
     for _ in range(repeats):
         progress.update(task, description=f"{name}: steps")
         for row, step in running.items():
+            step()  # in the caches and the memory that the update before it has left
             times[row].append(statistics.median(step() for _ in range(inner)))
         progress.advance(task)
     progress.update(task, description=name)
