@@ -202,17 +202,16 @@ def contestants(shapes: Any) -> dict[str, Start]:
     }
 
 
-def copy_bandwidth(size: int, repeats: int) -> float:
-    """Bytes a second, read and written, of adding 1 to `size` floats in place."""
-    add = jax.jit(lambda x: x + 1, donate_argnums=0)
-    x = add(jnp.zeros(size, jnp.float32))
-    times = []
-    for _ in range(repeats):
-        jax.block_until_ready(x)
-        start = time.perf_counter()
-        x = jax.block_until_ready(add(x))
-        times.append(time.perf_counter() - start)
-    return 8 * size / statistics.median(times)
+def copy_step(size: int) -> Callable[[], float]:
+    """A step that adds 1 in place to so many floats that it moves the bytes of an SGD update.
+
+    SGD reads two floats a parameter and writes one, this reads one and writes one.
+    """
+
+    def add(x: jax.Array, state: Any, grads: Any) -> tuple[jax.Array, Any]:
+        return x + 1, state
+
+    return jax_step(add, lambda x: (), (3 * size // 2,), ())
 
 
 def measure(name: str, repeats: int, progress: Progress) -> tuple[list[dict], list[str]]:
@@ -222,7 +221,7 @@ def measure(name: str, repeats: int, progress: Progress) -> tuple[list[dict], li
     size = sum(int(jnp.prod(jnp.array(shape))) for shape in leaves)
     rows = contestants(shapes)
     task = progress.add_task(name, total=len(rows) + repeats)
-    bandwidth = copy_bandwidth(size, repeats)
+    copy = copy_step(size)
     running: dict[str, Callable[[], float]] = {}
     first, missing = {}, []
     for row, start in rows.items():
@@ -233,17 +232,19 @@ def measure(name: str, repeats: int, progress: Progress) -> tuple[list[dict], li
         except ImportError as error:
             missing.append(f"{row} is not measured: {error}")
         progress.advance(task)
-    times: dict[str, list[float]] = {row: [] for row in running}
+    turns = running | {"copy": copy}
+    times: dict[str, list[float]] = {row: [] for row in turns}
     inner = max(1, 2_000_000 // size)
     for _ in range(repeats):
         progress.update(task, description=f"{name}: steps")
-        for row, step in running.items():
+        for row, step in turns.items():
             step()  # in the caches and the memory that the update before it has left
             times[row].append(statistics.median(step() for _ in range(inner)))
         progress.advance(task)
     progress.update(task, description=name)
 
     median = {row: statistics.median(t) for row, t in times.items()}
+    copy_seconds = median.pop("copy")
     peers = [row for row in PEERS if row in median]
     peer = min(peers, key=median.__getitem__) if peers else None
     table = [
@@ -256,8 +257,8 @@ def measure(name: str, repeats: int, progress: Progress) -> tuple[list[dict], li
             "ratio_to_sgd": seconds / median["optax.sgd"],
             "fastest_peer": peer,
             "ratio_to_fastest_peer": seconds / median[peer] if peer else None,
-            "fraction_of_copy_bandwidth": 12 * size / seconds / bandwidth,
-            "copy_bandwidth_gb_per_s": bandwidth / 1e9,
+            "fraction_of_copy_bandwidth": copy_seconds / seconds,
+            "copy_bandwidth_gb_per_s": 12 * size / copy_seconds / 1e9,
             "first_call_ms": first[row] * 1e3,
             "step_ms_quartiles": [q * 1e3 for q in statistics.quantiles(times[row], n=4)],
         }
