@@ -105,7 +105,7 @@ def train(setting: Setting, seed: int, dataset: data.Data, epochs: Iterable[int]
         )
         if sampled(setting, epoch):
             kept.append(predict(graphdef, params, dataset.test_images))
-            if setting.sampler != "psgld":
+            if setting.sampler == "sghmc":  # in a cycle the velocity lags behind the step size
                 kinetic.append(float(diffopt.kinetic_temperature(opt_state).overall))
     sums = np.cumsum(np.asarray(kept)[::-1], axis=0)
     numbers = [n for n in (1, 2, 4, 8, 16, 32) if n < len(kept)] + [len(kept)]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import jax
@@ -184,6 +184,27 @@ def check_inexact(tree: Any) -> None:
             )
 
 
+def by_shards(draw: Callable[..., Any]) -> Callable[..., Any]:
+    """`draw(key, tree, ...)`, of whose arrays, shaped like those of `tree`, devices draw shards.
+
+    Under explicit sharding every device draws the whole of an array whose type has no sharding.
+    """
+
+    @wraps(draw)
+    def drawn(key: jax.Array, tree: Any, *args: Any) -> Any:
+        axes = jax.sharding.get_abstract_mesh().explicit_axes
+        if not axes:
+            return draw(key, tree, *args)
+        specs = jax.tree.map(lambda leaf: jax.typeof(leaf).sharding.spec, tree)
+        shards = jax.sharding.auto_axes(
+            lambda key: draw(key, tree, *args), axes=axes, out_sharding=specs
+        )
+        return shards(key)
+
+    return drawn
+
+
+@by_shards
 def draw(key: jax.Array, tree: Any, noise: Noise) -> Any:
     """One increment ξ with the structure and shapes of `tree`, independent in every element.
 
@@ -240,6 +261,7 @@ def draw(key: jax.Array, tree: Any, noise: Noise) -> Any:
 
 
 @jax.jit
+@by_shards
 def words(key: jax.Array, tree: Any) -> Any:
     """A random 32-bit word for each element of `tree`, a tree of uint32 of its shapes."""
     leaves, treedef = jax.tree.flatten(tree)

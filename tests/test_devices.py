@@ -34,6 +34,7 @@ SAMPLERS = {
 CASES = [(name, "gaussian") for name in SAMPLERS]
 CASES += [(name, "rademacher") for name in ("sgld", "sghmc")]
 STEPS = 3
+README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
 # A network of one large leaf, whose noise is drawn by itself, and two small ones, drawn together
@@ -143,9 +144,9 @@ def same_parameters(name, noise):
                 assert error == 0, (placement, error)
 
 
-def noise_shard_by_shard(name, noise):
+def noise_shard_by_shard(name, noise, kind=AxisType.Auto):
     """An update exchanges nothing, and each device draws what it holds of a large leaf."""
-    mesh = make_mesh()
+    mesh = make_mesh(kind)
     specs = {"rows": ["data"], "columns": [None, "data"], "conv": [None, None, "data"]}
     shapes = {"rows": (1024, 96), "columns": (128, 1024), "conv": (3, 3, 256, 64)}
     shares = [(128, 96), (128, 128), (3, 3, 32, 64)]
@@ -157,7 +158,8 @@ def noise_shard_by_shard(name, noise):
     params = {k: place(mesh, *specs[k])(np.zeros(s, np.float32)) for k, s in shapes.items()}
     tx = SAMPLERS[name](noise)
     state = tx.init(params)
-    compiled = jax.jit(tx.update).lower(params, state, params).compile()
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(tx.update).lower(params, state, params).compile()
     allowed = {"f32[]", "()"} if name == "sgnht" else set()  # its kinetic energy
     assert {shape for shape, _ in collectives(compiled)} <= allowed, collectives(compiled)
     drawn = generators(compiled)
@@ -236,13 +238,46 @@ def independent_chains():
     np.testing.assert_allclose(chains.var(1), variance, rtol=4.5 * np.sqrt(2 / chains.shape[1]))
 
 
+def readme():
+    """The README's recipes: one device's parameters, three times, and a chain on each device."""
+    section = README.split("\n## Many devices\n")[1].split("\n## ")[0]
+    recipes = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    tx = diffopt.sghmc(0.05, 1e-3)
+    rng = np.random.default_rng(1)
+    sizes = (32, 512), (32,)
+    batches = [tuple(np.float32(rng.normal(size=n)) for n in sizes) for _ in range(STEPS)]
+    names = {"jax": jax, "jnp": jnp, "optax": optax, "diffopt": diffopt}
+    names |= {"tx": tx, "loss": loss, "batches": batches}
+    expected = exact(*train(tx, jax.jit(functools.partial(step, tx, scale=1.0))))
+    moved = farthest(expected, network())
+    for recipe in recipes[:3]:
+        names["params"] = network()
+        exec(recipe, names)
+        assert farthest(exact(names["params"], names["state"]), expected) < 1e-5 * moved, recipe
+    names["params"] = network()
+    exec(recipes[3], names)
+    chains = names["params"]["w"]
+    assert chains.sharding.is_equivalent_to(NamedSharding(names["mesh"], P("data")), chains.ndim)
+    cold = diffopt.sghmc(0.05, 0.0)
+    path = exact(*train(cold, jax.jit(functools.partial(step, cold, scale=1.0))))["w"]
+    correlation = np.corrcoef((np.asarray(chains) - path).reshape(8, -1))[np.triu_indices(8, 1)]
+    assert np.abs(correlation).max() < 4.5 / np.sqrt(path.size), correlation
+
+
 CHECKS = {f"same_parameters-{n}-{x}": functools.partial(same_parameters, n, x) for n, x in CASES}
 CHECKS |= {
     f"noise_shard_by_shard-{name}-{noise}": functools.partial(noise_shard_by_shard, name, noise)
     for name, noise in (("sgld", "gaussian"), ("sgld", "rademacher"), ("sgnht", "gaussian"))
 }
 CHECKS |= {
-    check.__name__: check for check in (pmap_replicas, shard_map_replicas, independent_chains)
+    f"noise_shard_by_shard-{name}-explicit": functools.partial(
+        noise_shard_by_shard, name, "gaussian", AxisType.Explicit
+    )
+    for name in ("sgld", "low_precision")
+}
+CHECKS |= {
+    check.__name__: check
+    for check in (pmap_replicas, shard_map_replicas, independent_chains, readme)
 }
 
 
