@@ -457,7 +457,7 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
         "--sweep": args.sweep,
         "--learning-rate": each(args.learning_rate),
         "--temperature": each(args.temperature),
-        "device": jax.devices()[0].device_kind,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         **{package: version(package) for package in PACKAGES},
     }
 

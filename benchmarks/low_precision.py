@@ -29,7 +29,7 @@ import diffopt
 
 from . import data
 from .models import CNN
-from .step_cost import filled, is_shape, machine, resnet18
+from .step_cost import filled, is_shape, machine, resnet18, writable
 from .training import make_epoch, predict, scores
 
 SPACING = 2.0**-7  # of bfloat16 at 1
@@ -301,10 +301,7 @@ def main() -> int:
     if args.json:
         config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
         result = {"config": config, "machine": machine(), **found}
-        try:
-            args.json.write_text(json.dumps(result, indent=2) + "\n")
-        except OSError as error:
-            return fail(f"--json {args.json} cannot be written: {error.strerror}")
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
     return 0
 
 
@@ -328,7 +325,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32, help="default %(default)s")
     parser.add_argument("--seeds", type=int, default=5, help="how many (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=9, help="timed updates of each")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--json", type=writable, help="also write the figures to this file")
     args = parser.parse_args()
     for part in args.parts:
         if part not in parts:

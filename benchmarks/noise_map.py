@@ -11,6 +11,7 @@ with `--part 1/2` and `--part 2/2` two processes share the work, best with a cor
 """
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Iterable
@@ -124,9 +125,11 @@ def train(setting: Setting, seed: int, dataset: data.Data, epochs: Iterable[int]
 
 
 def read(path: Path) -> dict[tuple[Setting, int], dict[str, Any]]:
-    """The finished runs, by setting and seed."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    records = [json.loads(line) for line in lines]
+    """The finished runs, by setting and seed; a line that a kill cut off counts as none."""
+    records = []
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
     return {(Setting(*(r[f] for f in Setting._fields)), r["seed"]): r for r in records}
 
 
@@ -243,9 +246,10 @@ def main() -> int:
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         path.open("a").close()
-        dataset = data.load("digits" if args.quick else "cifar10", args.data_dir)
     except OSError as error:
         parser.error(f"--out {args.out} cannot be written: {error.strerror}")
+    try:
+        dataset = data.load("digits" if args.quick else "cifar10", args.data_dir)
     except data.DataError as error:
         parser.error(str(error))
 
@@ -263,8 +267,9 @@ def main() -> int:
         title = ", ".join(f"{field} {value}" for field, value in setting._asdict().items())
         epochs = track(range(1, setting.epochs + 1), title, console=console)
         record = train(setting, seed, dataset, epochs)
+        whole = path.read_text()[-1:] in ("", "\n")
         with path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(("" if whole else "\n") + json.dumps(record) + "\n")
     finished = read(path)
     records = [finished[cell] for cell in cells if cell in finished]
     show(console, records)

@@ -30,7 +30,7 @@ from rich.table import Table
 
 import diffopt
 
-from .step_cost import machine
+from .step_cost import machine, writable
 from .training import data_parallel, make_mesh
 
 LAYERS, BATCH_SIZE = 4, 64  # examples on each device
@@ -276,13 +276,10 @@ def main() -> int:
         "rows": rows,
         "model": {"matrix": MATRIX, "vector": VECTOR, "links": LINKS, "limits": found},
     }
-    try:
-        if args.json:
-            args.json.write_text(json.dumps(result, indent=2) + "\n")
-        if args.picture:
-            draw(rows, parameters, operations, args.picture)
-    except OSError as error:
-        return fail(f"{error.filename} cannot be written: {error.strerror}")
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    if args.picture:
+        draw(rows, parameters, operations, args.picture)
     return 0
 
 
@@ -297,8 +294,8 @@ def parse_args() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--width", type=int, default=512, help="of a layer (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=20, help="timed steps (default %(default)s)")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--picture", type=Path, help="also draw them to this file")
+    parser.add_argument("--json", type=writable, help="also write the figures to this file")
+    parser.add_argument("--picture", type=writable, help="also draw them to this file")
     args = parser.parse_args()
     if min(args.devices) != 1:
         parser.error("--devices: the least must be 1, to which the others are compared")
@@ -307,12 +304,6 @@ def parse_args() -> argparse.Namespace:
     if args.repeats < 1:
         parser.error("--repeats must be at least 1")
     return args
-
-
-def fail(sentence: str) -> int:
-    """Say what is wrong; the exit status."""
-    print(f"scaling: {sentence}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

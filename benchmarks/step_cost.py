@@ -310,18 +310,26 @@ def render(rows: list[dict]) -> Table:
     return table
 
 
+def writable(text: str) -> Path:
+    """The type of an argument that names a file to write, tried before the work begins."""
+    path = Path(text)
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{path} cannot be written: {error.strerror}") from error
+    return path
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step_cost", description=__doc__)
     default = ["lenet", "resnet18", "transformer"]
     parser.add_argument("--trees", nargs="+", choices=list(TREES), default=default)
     parser.add_argument("--repeats", type=int, default=15, help="steps of each, in turn")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--json", type=writable, help="write the figures to this file")
     args = parser.parse_args(argv)
     if args.repeats < 2:
         parser.error(f"--repeats must be at least 2, got {args.repeats}")
-    if args.json and not args.json.parent.is_dir():
-        parser.error(f"--json: no directory {args.json.parent}")
 
     console = Console()
     about, missing = machine(), list[str]()

@@ -30,6 +30,7 @@ from flax import nnx
 import diffopt
 
 from .models import CNN
+from .step_cost import writable
 from .training import make_epoch
 
 BATCH, LEARNING_RATE, DIFFUSION, WORKERS = 100, 0.01, 1 / 50_000, 2
@@ -229,15 +230,13 @@ def processor() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Measure, print the table, write the JSON file; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train_cost", description=__doc__)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    parser.add_argument("--json", type=writable, metavar="FILE", help="also write the figures here")
     parser.add_argument("--steps", type=int, default=60, help="steps an epoch (default 60)")
     parser.add_argument("--rounds", type=int, default=15, help="epochs of each (default 15)")
     parser.add_argument("--pairs", type=int, default=100, help="ratios to an epoch without noise")
     args = parser.parse_args(argv)
     if args.steps < 1 or args.rounds < 2 or args.pairs < 2:
         parser.error("--steps must be at least 1, --rounds and --pairs at least 2")
-    if args.json and not args.json.parent.is_dir():
-        parser.error(f"--json: there is no folder {args.json.parent}")
     if importlib.util.find_spec("torch") is None:
         print("train_cost compares with PyTorch: pip install torch==2.13.0", file=sys.stderr)
         return 2

@@ -73,7 +73,7 @@ def test_training_and_cost_have_a_row_for_each(tmp_path, monkeypatch, capsys):
         (["--scale", "0"], "--scale must be above 0 and finite"),
         (["--chains", "0"], "--chains must be at least 1"),
         (["training", "--dataset", "mnist"], "unknown dataset 'mnist'"),
-        (["cost", "--repeats", "2", "--json", "/proc/x/y"], "--json /proc/x/y cannot be written"),
+        (["--json", "/proc/x/y"], "--json: /proc/x/y cannot be written"),
     ],
 )
 def test_bad_arguments_give_one_sentence_and_status_2(arguments, sentence, monkeypatch, capsys):

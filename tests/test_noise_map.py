@@ -55,3 +55,11 @@ def test_bad_arguments_are_refused(tmp_path, monkeypatch, capsys, arguments, sen
         run(monkeypatch, "--out", str(tmp_path), *arguments)
     assert error.value.code == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_line_that_was_cut_off_counts_as_none(tmp_path):
+    path = tmp_path / "noise_map.jsonl"
+    setting = noise_map.Setting("sghmc", 100, 0.1, 0.0, 2)
+    whole = json.dumps(setting._asdict() | {"seed": 0})
+    path.write_text(f"{whole}\n{whole[:9]}")
+    assert noise_map.read(path).keys() == {(setting, 0)}

@@ -54,7 +54,7 @@ def test_our_programs_train(name):
 
 
 @pytest.mark.parametrize(
-    "bad", [["--steps", "0"], ["--rounds", "1"], ["--pairs", "1"], ["--json", "no/such/f"]]
+    "bad", [["--steps", "0"], ["--rounds", "1"], ["--pairs", "1"], ["--json", "/proc/x/y"]]
 )
 def test_bad_arguments_end_with_status_2(bad, capsys):
     with pytest.raises(SystemExit, match="2"):
