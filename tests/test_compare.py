@@ -119,13 +119,18 @@ def test_an_empty_data_dir_says_what_to_install(tmp_path, capsys):
 def test_an_interrupt_keeps_what_was_finished(tmp_path):
     arguments = [*COMMAND, *SMALL, "--epochs", "1", "--seeds", "1000", "--out", str(tmp_path)]
     metrics = tmp_path / "metrics.json"
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 120
-        while not metrics.exists() or not json.loads(metrics.read_text())["runs"]:
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.2)
-        os.kill(process.pid, signal.SIGINT)
-        output, _ = process.communicate(timeout=120)
+    heed = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored after `&`
+    pipe = subprocess.PIPE
+    with subprocess.Popen(arguments, stdout=pipe, text=True, preexec_fn=heed) as process:
+        try:
+            deadline = time.monotonic() + 120
+            while not metrics.exists() or not json.loads(metrics.read_text())["runs"]:
+                assert time.monotonic() < deadline and process.poll() is None
+                time.sleep(0.2)
+            os.kill(process.pid, signal.SIGINT)
+            output, _ = process.communicate(timeout=120)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert "Interrupted" in output and "accuracy" in output and "ms/step" in output
     kept = json.loads(metrics.read_text())
