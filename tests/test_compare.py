@@ -119,9 +119,10 @@ def test_an_empty_data_dir_says_what_to_install(tmp_path, capsys):
 def test_an_interrupt_keeps_what_was_finished(tmp_path):
     arguments = [*COMMAND, *SMALL, "--epochs", "1", "--seeds", "1000", "--out", str(tmp_path)]
     metrics = tmp_path / "metrics.json"
-    heed = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored after `&`
-    pipe = subprocess.PIPE
-    with subprocess.Popen(arguments, stdout=pipe, text=True, preexec_fn=heed) as process:
+    # A process started with `&` ignores interrupts, and so would its child.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+        signal.signal(signal.SIGINT, before)
         try:
             deadline = time.monotonic() + 120
             while not metrics.exists() or not json.loads(metrics.read_text())["runs"]:
