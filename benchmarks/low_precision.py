@@ -10,7 +10,6 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,7 @@ import diffopt
 
 from . import data
 from .models import CNN
-from .step_cost import filled, is_shape, machine, resnet18, writable
+from .step_cost import filled, from_optax, is_shape, jax_step, machine, resnet18, writable
 from .training import make_epoch, predict, scores
 
 SPACING = 2.0**-7  # of bfloat16 at 1
@@ -204,28 +203,11 @@ def cost(repeats: int, progress: Progress) -> list[dict[str, Any]]:
         "low_precision(sgld), bfloat16": (jnp.bfloat16, diffopt.low_precision(sgld)),
     }
 
-    def stepper(dtype: Any, tx: optax.GradientTransformation) -> Callable[[], float]:
-        params, grads = (
-            jax.tree.map(lambda p: p.astype(dtype), filled(shapes, value)) for value in (1, 1e-2)
-        )
-
-        @partial(jax.jit, donate_argnums=(0, 1))
-        def update(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
-            updates, state = tx.update(grads, state, params)
-            return optax.apply_updates(params, updates), state
-
-        state = tx.init(params)
-
-        def run() -> float:
-            nonlocal params, state
-            clock = time.perf_counter()
-            params, state = jax.block_until_ready(update(params, state, grads))
-            return time.perf_counter() - clock
-
-        return run
-
     bar = progress.add_task("cost", total=repeats)
-    steps = {name: stepper(*contestant) for name, contestant in contestants.items()}
+    steps = {
+        name: jax_step(*from_optax(tx), filled(shapes, 1.0, dtype), filled(shapes, 1e-2, dtype))
+        for name, (dtype, tx) in contestants.items()
+    }
     for step in steps.values():
         step()
     times: dict[str, list[float]] = {name: [] for name in steps}

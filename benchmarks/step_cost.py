@@ -84,17 +84,16 @@ def is_shape(x: Any) -> bool:
     return isinstance(x, tuple)
 
 
-def filled(shapes: Any, value: float) -> Any:
+def filled(shapes: Any, value: float, dtype: Any = jnp.float32) -> Any:
     """The arrays of a tree of shapes."""
-    return jax.tree.map(lambda s: jnp.full(s, value, jnp.float32), shapes, is_leaf=is_shape)
+    return jax.tree.map(lambda s: jnp.full(s, value, dtype), shapes, is_leaf=is_shape)
 
 
-def jax_step(update: Callable, init: Callable, shapes: Any, grads: Any) -> Callable[[], float]:
-    """A function that takes one step on its own parameters and returns its seconds.
+def jax_step(update: Callable, init: Callable, params: Any, grads: Any) -> Callable[[], float]:
+    """A function that takes one step on the parameters, which it donates, and returns its seconds.
 
     Its first call compiles.
     """
-    params = filled(shapes, 0.0)
     state = init(params)
     step = jax.jit(update, donate_argnums=(0, 1))
     jax.block_until_ready((params, state, grads))
@@ -187,14 +186,14 @@ def contestants(shapes: Any) -> dict[str, Start]:
     grads = filled(shapes, 1e-2)
 
     def optax_row(make: Callable[[], optax.GradientTransformation]) -> Start:
-        return lambda: jax_step(*from_optax(make()), shapes, grads)
+        return lambda: jax_step(*from_optax(make()), filled(shapes, 0.0), grads)
 
     chain = lambda: optax.chain(diffopt.langevin(T, learning_rate=lr), optax.sgd(lr))
     return {
         "optax.sgd": optax_row(lambda: optax.sgd(lr)),
         "optax.adam": optax_row(lambda: optax.adam(lr)),
         "optax.noisy_sgd": optax_row(lambda: optax.noisy_sgd(lr, key=0)),
-        "blackjax.sgld": lambda: jax_step(*blackjax_sgld(), shapes, grads),
+        "blackjax.sgld": lambda: jax_step(*blackjax_sgld(), filled(shapes, 0.0), grads),
         "posteriors.sgld": lambda: posteriors_step(shapes),
         "diffopt.sgld gaussian": optax_row(lambda: diffopt.sgld(lr, T)),
         "diffopt.sgld rademacher": optax_row(lambda: diffopt.sgld(lr, T, noise="rademacher")),
@@ -211,7 +210,7 @@ def copy_step(size: int) -> Callable[[], float]:
     def add(x: jax.Array, state: Any, grads: Any) -> tuple[jax.Array, Any]:
         return x + 1, state
 
-    return jax_step(add, lambda x: (), (3 * size // 2,), ())
+    return jax_step(add, lambda x: (), filled((3 * size // 2,), 0.0), ())
 
 
 def measure(name: str, repeats: int, progress: Progress) -> tuple[list[dict], list[str]]:

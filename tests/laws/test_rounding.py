@@ -11,34 +11,9 @@ import optax
 import pytest
 
 import diffopt
+from benchmarks.low_precision import SPACING, nearest, stochastic
 
-SPACING = 2.0**-7
-
-
-def nearest(tx):
-    """The sampler on bfloat16 parameters as it is: every sum is rounded to the nearest number."""
-    return tx.init, lambda grads, state, params: tx.update(grads, state, params)
-
-
-def stochastic(tx):
-    """Each float32 sum rounded at random to a neighbour, and nothing kept of the rest."""
-
-    def update(grads, state, params):
-        key, inner = state
-        key, subkey = jax.random.split(key)
-        params = params.astype(jnp.float32)
-        u, inner = tx.update(grads.astype(jnp.float32), inner, params)
-        word = jax.lax.bitcast_convert_type(params + u, jnp.uint32)
-        word = (word + (jax.random.bits(subkey, u.shape) >> 16)) & np.uint32(0xFFFF0000)
-        after = jax.lax.bitcast_convert_type(word, jnp.float32)
-        return after - params, (key, inner)
-
-    return lambda params: (jax.random.key(7), tx.init(params)), update
-
-
-def kept(tx):
-    tx = diffopt.low_precision(tx)
-    return tx.init, tx.update
+kept = diffopt.low_precision
 
 
 def run(method, tx, start, steps, k=0.0, centre=0.0):
