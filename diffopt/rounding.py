@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .noise import check_inexact, check_key, make_key, words
+from .increments import random_bits_like
+from .keys import check_key, make_key
+from .trees import check_inexact
 
 UNITS = 2**14
 
@@ -49,8 +51,50 @@ def _round(x: jax.Array, dtype: Any, bits: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(x), rounded, x).astype(dtype)
 
 
+def _exact(params: Any, residual: Any) -> Any:
+    return jax.tree.map(
+        lambda p, q: p.astype(jnp.float32) + q * _unit(p) if _is_low(p) else p, params, residual
+    )
+
+
+def exact_params(params: optax.Params, opt_state: optax.OptState) -> Any:
+    """The exact parameters θ = p + r under `low_precision`, in float32.
+
+    What a program sees, p, is θ rounded at random to 16 bits; the state keeps the residual r.
+    Averages and variances over a chain are those of θ, and so is a checkpoint for use elsewhere.
+
+    Args:
+      params: the parameters p.
+      opt_state: the state of `low_precision`, or of an Optax transformation around it
+        (`optax.MultiSteps`, `optax.apply_if_finite`, ...) that has exactly one such state in it.
+
+    Returns:
+      A tree like `params`: float32 in place of 16 bits; parameters of 32 bits or more as they are.
+
+    Raises:
+      ValueError: no state in `opt_state` is that of `low_precision`, or several are.
+
+    Example:
+      >>> import diffopt, jax.numpy as jnp, optax
+      >>> tx = diffopt.low_precision(optax.sgd(1e-3))
+      >>> params = jnp.ones(2, jnp.bfloat16)
+      >>> updates, state = tx.update(jnp.ones(2, jnp.bfloat16), tx.init(params), params)
+      >>> params = optax.apply_updates(params, updates)
+      >>> bool(jnp.allclose(diffopt.exact_params(params, state), 0.999, atol=1e-6))
+      True
+    """
+    is_state = lambda x: isinstance(x, LowPrecisionState)
+    found = [x for x in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(x)]
+    if len(found) != 1:
+        raise ValueError(
+            f"opt_state must hold exactly one state of low_precision, got {len(found)};"
+            " pass that state itself"
+        )
+    return _exact(params, found[0].residual)
+
+
 def low_precision(
-    tx: optax.GradientTransformation, *, key: Any = 0
+    tx: optax.GradientTransformation, *, key: int | jax.Array = 0
 ) -> optax.GradientTransformationExtraArgs:
     r"""Let a sampler or an optimizer work on bfloat16 or float16 parameters as on float32 ones.
 
@@ -144,11 +188,7 @@ def low_precision(
         if params is None:
             raise ValueError("low_precision needs the parameters: tx.update(grads, state, params)")
         key, subkey = jax.random.split(state.key)
-        exact = jax.tree.map(
-            lambda p, q: p.astype(jnp.float32) + q * _unit(p) if _is_low(p) else p,
-            params,
-            state.residual,
-        )
+        exact = _exact(params, state.residual)
         grads = jax.tree.map(
             lambda p, g: g.astype(jnp.float32) if _is_low(p) else g, params, updates
         )
@@ -166,7 +206,9 @@ def low_precision(
             rest = jnp.floor(rest + (bits >> 16) * np.float32(2**-16))
             return update, jnp.clip(rest, -(2**15), 2**15 - 1).astype(jnp.int16)
 
-        steps = jax.tree.map(step, params, updates, inner, state.residual, words(subkey, params))
+        steps = jax.tree.map(
+            step, params, updates, inner, state.residual, random_bits_like(subkey, params)
+        )
         updates = jax.tree.map(lambda p, pair: pair[0], params, steps)
         residual = jax.tree.map(lambda p, pair: pair[1], params, steps)
         return updates, LowPrecisionState(key, residual, inner_state)
