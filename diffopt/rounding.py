@@ -110,17 +110,14 @@ def low_precision(
 
     so nothing is lost and nothing is heated: the rounding of p does not enter θ. It is seen by
     the gradient alone, which is taken at p; with mean θ its gradient is unbiased wherever the
-    loss is quadratic over one spacing. Rounding to nearest is not enough there: within one
-    spacing its gradient is constant. In a well of standard deviation a quarter of the spacing it
-    puts the mean off by 0.4 standard deviations. The price of the random rounding is a
-    gradient noise of kΔ/2 at most for curvature k and spacing Δ, that is a relative error of at
-    most ηkΔ²/(8σ²) in the variance σ² of a well. p itself is θ plus a rounding error of variance
-    Δ²/6 or less, redrawn at every step, also where u = 0.
+    loss is quadratic over one spacing. p itself is θ plus a rounding error of variance Δ²/6 or
+    less for a spacing Δ, redrawn at every step; `exact_params` gives θ.
 
-    The residual is a fixed-point number of 2⁻¹⁴ of the spacing, itself rounded at random, so that
-    p and r together hold 22 bits and an update of any size moves θ on average. One update loses
+    r is a fixed-point number of 2⁻¹⁴ of the spacing, itself rounded at random, so that p and r
+    together hold 22 bits and an update of any size moves θ on average. One update loses
     something: where it takes a parameter to less than half its size, |u| > |p|/2, it is rounded to
     the dtype of the updates, because p + update could not be a finer number.
+    `docs/derivations.md` says why 14 bits, why p is rounded at random, and what it costs.
 
     The wrapped transformation sees float32 gradients and the exact θ as its parameters, and its
     state is in float32: a moving average in bfloat16, as Adam's of g², stops moving by itself. Its
@@ -129,12 +126,6 @@ def low_precision(
     Memory: 2 bytes for each parameter of 16 bits, and the wrapped state in float32. With `sgld`
     that is 4 bytes for a parameter and its residual, as for a float32 parameter, but the network
     reads 2 of them.
-
-    Zhang et al. round so that the variance of the rounding is part of the noise of the step, and
-    need no memory. That has the right variance in a free diffusion, but it has to know the noise
-    of the step, which a velocity hides; where the drift alone makes the rounding noisier than the
-    step it heats (a well of standard deviation a quarter of the spacing: 1.5 to 3 times the
-    variance); and without noise it is plain stochastic rounding.
 
     Args:
       tx: a sampler of diffopt or any other Optax transformation that ends in a parameter update.
