@@ -2,7 +2,6 @@
 
 import itertools
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,7 +105,7 @@ def test_neither_do_roundings_and_chains(users):
 
 def test_initial_weights_and_first_increment_are_uncorrelated():
     """The user's key gives the weights, the sampler's default the noise."""
-    key, init = jax.random.split(jax.random.key(0))
+    _, init = jax.random.split(jax.random.key(0))
     k = jax.random.split(init, 2)
     params = jax.random.normal(k[0], (784, 300)), jax.random.normal(k[1], (300, 300))
     tx = diffopt.sgld(0.1, 1.0)
