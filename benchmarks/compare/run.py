@@ -168,9 +168,7 @@ def train(
 
     averaged = training.second_half(options.epochs)
     numbers = range(len(history) + 1, options.epochs + 1)
-    for epoch in training.train(
-        program.epoch, params, opt_state, key, program.train_set, numbers
-    ):
+    for epoch in training.train(program.epoch, params, opt_state, key, program.train_set, numbers):
         params = epoch.params
         probs = [classify(params, x) for x in images]
         if epoch.number in averaged:

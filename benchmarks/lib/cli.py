@@ -13,7 +13,7 @@ class Refusal(Exception):
     """What cannot be done, told in one sentence."""
 
 
-def program(name: str) -> Callable[..., Callable[[list[str] | None], int]]:
+def program(name: str) -> Callable[..., Callable[..., int]]:
     """Decorate `main(argv)` of the program called `name`, so that it returns its exit status.
 
     A `Refusal` is told in its one sentence, with status 2; an interrupt ends with status 130.

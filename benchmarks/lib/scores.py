@@ -99,6 +99,4 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
 def plus_minus(values: Sequence[float], decimals: int) -> str:
     """`mean ± standard deviation`, or the one value that there is."""
     mean, deviation = mean_and_deviation(values)
-    return f"{mean:.{decimals}f}" + (
-        f" ± {deviation:.{decimals}f}" if len(values) > 1 else ""
-    )
+    return f"{mean:.{decimals}f}" + (f" ± {deviation:.{decimals}f}" if len(values) > 1 else "")
