@@ -7,7 +7,6 @@ as JAX does; rounded at random, with the right mean; or wrapped in `diffopt.low_
 """
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from rich.table import Table
 
 import diffopt
 
-from .lib import cli, data, machine, models, timing, training
+from .lib import cli, data, files, machine, models, timing, training
 from .lib.scores import evaluate, plus_minus
 
 SPACING = 2.0**-7  # of bfloat16 at 1
@@ -261,7 +260,7 @@ def main(argv: list[str] | None = None) -> None:
     show(console, found)
     config = {name: value for name, value in vars(args).items() if name != "out"}
     result = {"config": config, "machine": machine.describe(), **found}
-    (out / "low_precision.json").write_text(json.dumps(result, indent=2) + "\n")
+    files.write_json(out / "low_precision.json", result)
     console.print(f"Wrote {out / 'low_precision.json'}")
 
 

@@ -8,7 +8,6 @@ shows what being many costs each of them, not how fast many are. The last part i
 """
 
 import argparse
-import json
 import math
 import re
 import statistics
@@ -30,7 +29,7 @@ from rich.table import Table
 
 import diffopt
 
-from .lib import cli, machine, plots, timing
+from .lib import cli, files, machine, plots, timing
 from .lib.plots import plt
 from .lib.training import data_parallel, make_mesh
 
@@ -277,7 +276,7 @@ def main(argv: list[str] | None = None) -> None:
         "rows": rows,
         "model": {"matrix": MATRIX, "vector": VECTOR, "links": LINKS, "limits": found},
     }
-    (out / "scaling.json").write_text(json.dumps(result, indent=2) + "\n")
+    files.write_json(out / "scaling.json", result)
     plot_costs(rows, parameters, operations, out / "scaling.png")
     print(f"Wrote {out / 'scaling.json'}, {out / 'scaling.png'}")
 

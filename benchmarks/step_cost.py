@@ -7,7 +7,6 @@ updates take turns, and each begins its turn with a step that is not timed. A tr
 parameters is for a GPU: `--trees billion`.
 """
 
-import json
 import statistics
 import sys
 import warnings
@@ -23,7 +22,7 @@ from rich.table import Table
 
 import diffopt
 
-from .lib import cli, machine, models, timing
+from .lib import cli, files, machine, models, timing
 from .lib.models import filled
 
 LEARNING_RATE, TEMPERATURE = 1e-3, 1e-5
@@ -225,7 +224,7 @@ def main(argv: list[str] | None = None) -> None:
             "missing": missing,
             "rows": [row for table in rows for row in table],
         }
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+        files.write_json(args.json, result)
 
 
 if __name__ == "__main__":

@@ -2,38 +2,65 @@
 
 import argparse
 import functools
+import io
 import math
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 class Refusal(Exception):
     """What cannot be done, told in one sentence."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which stops a program as Ctrl-C does."""
+
+
 def program(name: str) -> Callable[..., Callable[..., int]]:
     """Decorate `main(argv)` of the program called `name`, so that it returns its exit status.
 
-    A `Refusal` is told in its one sentence, with status 2; an interrupt ends with status 130.
+    A `Refusal` is told in its one sentence, with status 2; an interrupt ends with status 130, and
+    SIGTERM with 143. What the encoding of the terminal lacks is shown as question marks.
     """
+
+    def terminate(*_: Any) -> None:
+        raise Terminated
 
     def decorate(main: Callable[[list[str] | None], int | None]) -> Callable[..., int]:
         @functools.wraps(main)
         def wrapped(argv: list[str] | None = None) -> int:
+            for stream in (sys.stdout, sys.stderr):
+                if isinstance(stream, io.TextIOWrapper):
+                    stream.reconfigure(errors="replace")
+            before = signal.signal(signal.SIGTERM, terminate)
             try:
                 return main(argv) or 0
             except Refusal as refusal:
                 print(f"{name}: {refusal}", file=sys.stderr)
                 return 2
-            except KeyboardInterrupt:
-                print(f"{name}: interrupted", file=sys.stderr)
-                return 130
+            except KeyboardInterrupt as stop:
+                print(f"{name}: {stop_name(stop)}", file=sys.stderr)
+                return stop_status(stop)
+            finally:
+                signal.signal(signal.SIGTERM, before)
 
         return wrapped
 
     return decorate
+
+
+def stop_name(stop: KeyboardInterrupt) -> str:
+    """What a person calls it."""
+    return "terminated" if isinstance(stop, Terminated) else "interrupted"
+
+
+def stop_status(stop: KeyboardInterrupt) -> int:
+    """The exit status of a program that was stopped: 128 and the signal's number."""
+    return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
 
 
 def parser(name: str, doc: str | None, *, out: bool = True) -> argparse.ArgumentParser:
@@ -80,7 +107,7 @@ def at_least(least: int) -> Callable[[str], int]:
     """The type of an argument that is a whole number from `least`."""
 
     def whole(text: str) -> int:
-        if not text.isdigit() or int(text) < least:
+        if not (text.isdecimal() and len(text) < 19) or int(text) < least:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least}")
         return int(text)
 
