@@ -9,10 +9,10 @@ from tests.benchmarks import helpers
 
 
 def test_it_writes_what_it_measured(tmp_path):
-    arguments = ["--chains", 1, 3, "--steps", 5, "--rounds", 1, "--out", tmp_path]
+    arguments = ["--chains", 1, 2, "--steps", 3, "--rounds", 1, "--out", tmp_path]
     assert helpers.status(chains.main, *arguments) == 0
     rows = json.loads((tmp_path / "chains.json").read_text())["microseconds_per_step_and_chain"]
-    assert [row["chains"] for row in rows] == [1, 3]
+    assert [row["chains"] for row in rows] == [1, 2]
     assert all(row[way] > 0 for row in rows for way in chains.WAYS)
     assert (tmp_path / "chains.png").read_bytes().startswith(b"\x89PNG")
 

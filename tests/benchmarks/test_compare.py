@@ -59,7 +59,8 @@ def test_report_is_one_self_contained_page(out):
 
 
 def test_a_run_evaluates_what_it_predicts(monkeypatch):
-    few = helpers.make_small(monkeypatch, 60)
+    helpers.make_small(monkeypatch, 60)
+    few = data.digits()
     optimizer = options.Optimizer("sgd", 0.05, 0.0)
     program = run.compile_epoch(optimizer, 10, few)
     chosen = options.parse(["--epochs", "1"], "doc")

@@ -10,6 +10,7 @@ from benchmarks.lib import models
 from tests.benchmarks import helpers
 
 
+@pytest.mark.slow
 def test_the_cnn_in_bfloat16_matches_float32_within_the_spread_over_seeds():
     digits = helpers.digits()
     few = digits._replace(

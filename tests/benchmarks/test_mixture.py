@@ -1,4 +1,4 @@
-"""The program that draws the 25 Gaussians; what it finds there is held by the law of the mixture."""
+"""The program of the 25 Gaussians; what it finds is held by the law of the mixture."""
 
 import json
 

@@ -5,7 +5,13 @@ import pytest
 from sklearn.metrics import brier_score_loss
 
 from benchmarks.lib.scores import (
-    bin_confidence, brier, evaluate, mean_and_deviation, ood_auroc, plus_minus, selective_accuracy
+    bin_confidence,
+    brier,
+    evaluate,
+    mean_and_deviation,
+    ood_auroc,
+    plus_minus,
+    selective_accuracy,
 )  # fmt: skip
 
 PROBS = np.array([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0], [0.4, 0.3, 0.3], [0.3, 0.7, 0.0]])
