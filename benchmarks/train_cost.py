@@ -42,7 +42,9 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
     sgd = optax.sgd(LEARNING_RATE)
 
     def with_noise(noise: str) -> optax.GradientTransformation:
-        return optax.chain(diffopt.langevin(DIFFUSION, LEARNING_RATE, noise=noise), sgd)
+        return optax.chain(
+            diffopt.langevin(DIFFUSION, learning_rate=LEARNING_RATE, noise=noise), sgd
+        )
 
     return {
         "diffopt, no diffusion": sgd,

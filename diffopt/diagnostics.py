@@ -4,8 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from .noise import check_inexact
-from .underdamped import ThermostatState, UnderdampedState, mean_product
+from .trees import check_inexact, mean_product
 
 
 class Temperature(NamedTuple):
@@ -82,7 +81,8 @@ def kinetic_temperature(opt_state: Any) -> Temperature:
     batch of chains, use `jax.vmap(kinetic_temperature)`.
 
     Args:
-      opt_state: a state of `sghmc`, `baoab` or `sgnht`, or of an Optax transformation that has
+      opt_state: a state with the fields `velocity` and `mass`, such as that of `sghmc`, `baoab`,
+        `sgnht` or a `sampler` of your own, or the state of an Optax transformation that has
         exactly one such state in it (`optax.chain`, `optax.MultiSteps`, ...).
 
     Returns:
@@ -103,13 +103,13 @@ def kinetic_temperature(opt_state: Any) -> Temperature:
       Wenzel et al., `How Good is the Bayes Posterior in Deep Neural Networks Really?
       <https://arxiv.org/abs/2002.02405>`_, ICML 2020.
     """
-    kinds = (UnderdampedState, ThermostatState)
-    leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, kinds))
-    found = [x for x in leaves if isinstance(x, kinds)]
+    has_velocity = lambda x: hasattr(x, "velocity") and hasattr(x, "mass")
+    leaves = jax.tree.leaves(opt_state, is_leaf=has_velocity)
+    found = [x for x in leaves if has_velocity(x)]
     if len(found) != 1:
         raise ValueError(
-            "opt_state must hold exactly one state of sghmc, baoab or sgnht, got"
-            f" {len(found)}; pass that state itself"
+            "opt_state must hold exactly one state with a velocity and a mass, as those of sghmc,"
+            f" baoab and sgnht, got {len(found)}; pass that state itself"
         )
     (state,) = found
     velocity, mass = state.velocity, state.mass

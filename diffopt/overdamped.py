@@ -1,43 +1,23 @@
 """Overdamped Langevin diffusions: dθ = -∇L(θ) dt + √(2D) dW."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from .noise import Noise, check_inexact, check_key, draw, get_noise, make_key
-from .scalars import ScalarOrSchedule, at, check_number, check_scalar, strong
-
-
-class DiffusionState(NamedTuple):
-    """State of `langevin` and `sgld`.
-
-    Attributes:
-      count: steps taken, an int32 scalar that stays at 2³¹ - 1 once it is there.
-      key: a typed PRNG key, split at every step.
-    """
-
-    count: jax.Array  # type: ignore[assignment]
-    key: jax.Array
-
-
-def _start(key: Any) -> Callable[[Any], DiffusionState]:
-    def init_fn(params: Any) -> DiffusionState:
-        check_inexact(params)
-        return DiffusionState(jnp.zeros([], jnp.int32), make_key(key))
-
-    return init_fn
+from .frame import SamplerState, sampler
+from .increments import Noise
+from .scalars import as_float, check_number, check_scalar, value_at
 
 
 def langevin(
-    diffusion: ScalarOrSchedule,
-    learning_rate: ScalarOrSchedule | None = None,
+    diffusion: optax.ScalarOrSchedule,
     *,
-    key: Any = 0,
+    learning_rate: optax.ScalarOrSchedule | None = None,
+    key: int | jax.Array = 0,
     noise: Noise = "gaussian",
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Add the noise of a Langevin diffusion to the gradients that pass.
 
     With a learning rate η, `g ← g + √(2D/η) ξ`, ξ ~ N(0, I). `optax.sgd(η)` multiplies what
@@ -53,7 +33,7 @@ def langevin(
 
     Without a learning rate, `g ← g + √(2D) ξ`: gradient noise of covariance 2D, like that of a
     minibatch. After `optax.sgd(η)` the chain is then at temperature D·η, which is smaller than D
-    by the factor η: with a constant η, `langevin(D)` and `langevin(D * lr, lr)` are the same.
+    by the factor η: with a constant η, `langevin(D)` is `langevin(D * lr, learning_rate=lr)`.
 
     Where it goes: directly before the learning rate, after clipping, weight decay and
     preconditioning. Weight decay λ before it is a Gaussian prior of variance D/λ on each weight.
@@ -69,15 +49,12 @@ def langevin(
         a schedule of the step count. At D = 0 gradients pass unchanged.
       learning_rate: the step size η > 0 of the optimizer that follows, likewise, or None. Where
         a schedule reaches η = 0 the noise is 0.
-      key: an int or a PRNG key, typed or raw. Give each chain, and each sampler
-        in one program, its own.
-      noise: `"gaussian"`, `"rademacher"`, or a function `(key, shape, dtype) -> array` of mean 0
-        and variance 1, which `optax.inject_hyperparams` takes for a schedule unless it is told
-        `static_args="noise"`.
+      key: an int or a PRNG key; each sampler and chain needs its own (see `sampler`).
+      noise: `"gaussian"`, `"rademacher"` or a function (see `sampler`).
 
     Returns:
-      An `optax.GradientTransformation` whose state is a `DiffusionState`. Shapes and dtypes of
-      the gradients are kept; a complex leaf is treated as two real ones.
+      An `optax.GradientTransformationExtraArgs` with a `SamplerState`. Shapes and dtypes of the
+      gradients are kept; a complex leaf is treated as two real ones.
 
     Raises:
       ValueError: `diffusion` is negative, NaN or infinite; `learning_rate` is not positive and
@@ -105,41 +82,32 @@ def langevin(
     check_scalar("diffusion", diffusion)
     if learning_rate is not None:
         check_scalar("learning_rate", learning_rate, positive=True)
-    check_key(key)
-    get_noise(noise)
 
-    def update_fn(
-        updates: Any, state: DiffusionState, params: Any = None
-    ) -> tuple[Any, DiffusionState]:
-        del params
-        key, subkey = jax.random.split(state.key)
-        variance = 2 * at(diffusion, state.count)
+    def step(g: Any, xi: Any, state: SamplerState) -> tuple[Any, SamplerState]:
+        variance = 2 * value_at(diffusion, state.count)
         if learning_rate is not None:
-            eta = at(learning_rate, state.count)
+            eta = value_at(learning_rate, state.count)
             variance = jnp.where(eta > 0, variance / jnp.where(eta > 0, eta, 1), 0)
         scale = jnp.sqrt(variance)
-        updates = jax.tree.map(
-            lambda g, xi: (g + scale * xi).astype(g.dtype), updates, draw(subkey, updates, noise)
-        )
-        return updates, DiffusionState(optax.safe_increment(state.count), key)
+        return jax.tree.map(lambda g, xi: g + scale * xi, g, xi), state
 
-    return optax.GradientTransformation(_start(key), update_fn)
+    return sampler(step, key=key, noise=noise)
 
 
 def sgld(
-    learning_rate: ScalarOrSchedule,
-    temperature: ScalarOrSchedule,
+    learning_rate: optax.ScalarOrSchedule,
+    temperature: optax.ScalarOrSchedule,
     *,
-    key: Any = 0,
+    key: int | jax.Array = 0,
     noise: Noise = "gaussian",
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Stochastic gradient Langevin dynamics: SGD at a temperature.
 
     The Euler-Maruyama step `θ ← θ - η∇L + √(2Tη) ξ`, ξ ~ N(0, I), of the overdamped diffusion
     dθ = -∇L dt + √(2T) dW, with stationary density proportional to exp(-L(θ)/T). It is
-    `optax.chain(langevin(T, η), optax.sgd(η))` in one piece, has weak order 1, and at T = 0 it is
-    `optax.sgd(η)`. With L the mean negative log posterior over N examples, T = 1/N samples the
-    posterior.
+    `optax.chain(langevin(T, learning_rate=η), optax.sgd(η))` in one piece, has weak order 1, and at
+    T = 0 it is `optax.sgd(η)`. With L the mean negative log posterior over N examples, T = 1/N
+    samples the posterior.
 
     Memory: none beside the key and the count. Choose it where memory is short or the steps are
     small anyway; `sghmc` and `baoab` get further along narrow valleys in as many steps.
@@ -147,15 +115,12 @@ def sgld(
     Args:
       learning_rate: the step size η > 0: a number, a 0-d array or a schedule of the step count.
       temperature: T ≥ 0, in units of the loss, likewise.
-      key: an int or a PRNG key, typed or raw. Give each chain, and each sampler
-        in one program, its own.
-      noise: `"gaussian"`, `"rademacher"`, or a function `(key, shape, dtype) -> array` of mean 0
-        and variance 1, which `optax.inject_hyperparams` takes for a schedule unless it is told
-        `static_args="noise"`.
+      key: an int or a PRNG key; each sampler and chain needs its own (see `sampler`).
+      noise: `"gaussian"`, `"rademacher"` or a function (see `sampler`).
 
     Returns:
-      An `optax.GradientTransformation` whose state is a `DiffusionState`. Its updates have the
-      shapes and dtypes of the gradients.
+      An `optax.GradientTransformationExtraArgs` with a `SamplerState`. Its updates have the shapes
+      and dtypes of the gradients.
 
     Raises:
       ValueError: `learning_rate` is not positive and finite; `temperature` is negative, NaN or
@@ -177,24 +142,13 @@ def sgld(
     """
     check_scalar("learning_rate", learning_rate, positive=True)
     check_scalar("temperature", temperature)
-    check_key(key)
-    get_noise(noise)
 
-    def update_fn(
-        updates: Any, state: DiffusionState, params: Any = None
-    ) -> tuple[Any, DiffusionState]:
-        del params
-        key, subkey = jax.random.split(state.key)
-        eta, T = at(learning_rate, state.count), at(temperature, state.count)
+    def step(g: Any, xi: Any, state: SamplerState) -> tuple[Any, SamplerState]:
+        eta, T = value_at(learning_rate, state.count), value_at(temperature, state.count)
         scale = jnp.sqrt(2 * T * eta)
-        updates = jax.tree.map(
-            lambda g, xi: (-eta * g + scale * xi).astype(g.dtype),
-            updates,
-            draw(subkey, updates, noise),
-        )
-        return updates, DiffusionState(optax.safe_increment(state.count), key)
+        return jax.tree.map(lambda g, xi: -eta * g + scale * xi, g, xi), state
 
-    return optax.GradientTransformation(_start(key), update_fn)
+    return sampler(step, key=key, noise=noise)
 
 
 class PreconditionedState(NamedTuple):
@@ -213,14 +167,14 @@ class PreconditionedState(NamedTuple):
 
 
 def psgld(
-    learning_rate: ScalarOrSchedule,
-    temperature: ScalarOrSchedule,
+    learning_rate: optax.ScalarOrSchedule,
+    temperature: optax.ScalarOrSchedule,
     *,
     decay: float | jax.Array = 0.99,
     eps: float | jax.Array = 1e-5,
-    key: Any = 0,
+    key: int | jax.Array = 0,
     noise: Noise = "gaussian",
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Preconditioned SGLD: RMSProp at a temperature.
 
     The diffusion is dθ = -G∇L dt + √(2TG) dW with a diagonal G. One step, element by element
@@ -259,15 +213,12 @@ def psgld(
       temperature: T ≥ 0, in units of the loss, likewise.
       decay: of the mean of squared gradients, in [0, 1), a number or a 0-d array.
       eps: bounds G by 1/eps, > 0, a number or a 0-d array.
-      key: an int or a PRNG key, typed or raw. Give each chain, and each sampler
-        in one program, its own.
-      noise: `"gaussian"`, `"rademacher"`, or a function `(key, shape, dtype) -> array` of mean 0
-        and variance 1, which `optax.inject_hyperparams` takes for a schedule unless it is told
-        `static_args="noise"`.
+      key: an int or a PRNG key; each sampler and chain needs its own (see `sampler`).
+      noise: `"gaussian"`, `"rademacher"` or a function (see `sampler`).
 
     Returns:
-      An `optax.GradientTransformation` whose state is a `PreconditionedState`. Its updates have
-      the shapes and dtypes of the gradients. A complex element has one G, for its squared modulus.
+      An `optax.GradientTransformationExtraArgs` with a `PreconditionedState`. Its updates have the
+      shapes and dtypes of the gradients. A complex element has one G, for its squared modulus.
 
     Raises:
       ValueError: `learning_rate` or `eps` is not positive and finite; `temperature` is negative,
@@ -297,37 +248,23 @@ def psgld(
     check_scalar("temperature", temperature)
     check_number("decay", decay, below=1)
     check_number("eps", eps, positive=True)
-    check_key(key)
-    get_noise(noise)
 
-    def init_fn(params: Any) -> PreconditionedState:
-        check_inexact(params)
-
+    def init(params: Any, count: jax.Array, key: jax.Array) -> PreconditionedState:
         def zeros(p: Any) -> jax.Array:
             real = jnp.finfo(jnp.result_type(p)).dtype
             return jnp.zeros_like(p, dtype=jnp.promote_types(real, jnp.float32))
 
-        nu = jax.tree.map(zeros, params)
-        return PreconditionedState(jnp.zeros([], jnp.int32), make_key(key), nu)
+        return PreconditionedState(count, key, jax.tree.map(zeros, params))
 
-    def update_fn(
-        updates: Any, state: PreconditionedState, params: Any = None
-    ) -> tuple[Any, PreconditionedState]:
-        del params
-        key, subkey = jax.random.split(state.key)
-        eta, T = at(learning_rate, state.count), at(temperature, state.count)
-        rho, bound = strong(decay), strong(eps)
-        nu = jax.tree.map(
-            lambda g, v: (rho * v + jnp.real((1 - rho) * g * jnp.conj(g))).astype(v.dtype),
-            updates,
-            state.nu,
-        )
+    def step(g: Any, xi: Any, state: PreconditionedState) -> tuple[Any, PreconditionedState]:
+        eta, T = value_at(learning_rate, state.count), value_at(temperature, state.count)
+        rho, bound = as_float(decay), as_float(eps)
+        nu = jax.tree.map(lambda g, v: rho * v + jnp.real((1 - rho) * g * jnp.conj(g)), g, state.nu)
 
-        def step(g: jax.Array, v: jax.Array, xi: jax.Array) -> jax.Array:
+        def move(g: jax.Array, v: jax.Array, xi: jax.Array) -> jax.Array:
             G = 1 / (jnp.sqrt(v) + bound)
-            return (-eta * G * g + jnp.sqrt(2 * T * eta * G) * xi).astype(g.dtype)
+            return -eta * G * g + jnp.sqrt(2 * T * eta * G) * xi
 
-        updates = jax.tree.map(step, updates, nu, draw(subkey, updates, noise))
-        return updates, PreconditionedState(optax.safe_increment(state.count), key, nu)
+        return jax.tree.map(move, g, nu, xi), state._replace(nu=nu)
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return sampler(step, init, key=key, noise=noise)

@@ -219,7 +219,7 @@ def predictive(
 
         return jax.tree.map(add_leaf, total, values)
 
-    def at(start: Any, size: int) -> Any:
+    def batch_at(start: Any, size: int) -> Any:
         return jax.tree.map(lambda s: jax.lax.dynamic_slice_in_dim(s, start, size), samples)
 
     shapes = jax.eval_shape(lambda: fn(jax.tree.map(lambda s: s[0], samples), *args))
@@ -228,8 +228,8 @@ def predictive(
         (shapes, jax.ShapeDtypeStruct((), jnp.float32)),
     )
     batches, rest = divmod(length, size)
-    total = jax.lax.fori_loop(0, batches, lambda i, t: add(t, at(i * size, size)), total)
+    total = jax.lax.fori_loop(0, batches, lambda i, t: add(t, batch_at(i * size, size)), total)
     if rest:
-        total = add(total, at(length - rest, rest))
+        total = add(total, batch_at(length - rest, rest))
     sums, count = total
     return jax.tree.map(lambda s: s / count, sums)

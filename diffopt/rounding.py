@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .noise import check_inexact, check_key, make_key, words
+from .increments import random_bits_like
+from .keys import check_key, make_key
+from .trees import check_inexact
 
 UNITS = 2**14
 
@@ -49,8 +51,50 @@ def _round(x: jax.Array, dtype: Any, bits: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(x), rounded, x).astype(dtype)
 
 
+def _exact(params: Any, residual: Any) -> Any:
+    return jax.tree.map(
+        lambda p, q: p.astype(jnp.float32) + q * _unit(p) if _is_low(p) else p, params, residual
+    )
+
+
+def exact_params(params: optax.Params, opt_state: optax.OptState) -> Any:
+    """The exact parameters θ = p + r under `low_precision`, in float32.
+
+    What a program sees, p, is θ rounded at random to 16 bits; the state keeps the residual r.
+    Averages and variances over a chain are those of θ, and so is a checkpoint for use elsewhere.
+
+    Args:
+      params: the parameters p.
+      opt_state: the state of `low_precision`, or of an Optax transformation around it
+        (`optax.MultiSteps`, `optax.apply_if_finite`, ...) that has exactly one such state in it.
+
+    Returns:
+      A tree like `params`: float32 in place of 16 bits; parameters of 32 bits or more as they are.
+
+    Raises:
+      ValueError: no state in `opt_state` is that of `low_precision`, or several are.
+
+    Example:
+      >>> import diffopt, jax.numpy as jnp, optax
+      >>> tx = diffopt.low_precision(optax.sgd(1e-3))
+      >>> params = jnp.ones(2, jnp.bfloat16)
+      >>> updates, state = tx.update(jnp.ones(2, jnp.bfloat16), tx.init(params), params)
+      >>> params = optax.apply_updates(params, updates)
+      >>> bool(jnp.allclose(diffopt.exact_params(params, state), 0.999, atol=1e-6))
+      True
+    """
+    is_state = lambda x: isinstance(x, LowPrecisionState)
+    found = [x for x in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(x)]
+    if len(found) != 1:
+        raise ValueError(
+            f"opt_state must hold exactly one state of low_precision, got {len(found)};"
+            " pass that state itself"
+        )
+    return _exact(params, found[0].residual)
+
+
 def low_precision(
-    tx: optax.GradientTransformation, *, key: Any = 0
+    tx: optax.GradientTransformation, *, key: int | jax.Array = 0
 ) -> optax.GradientTransformationExtraArgs:
     r"""Let a sampler or an optimizer work on bfloat16 or float16 parameters as on float32 ones.
 
@@ -66,17 +110,14 @@ def low_precision(
 
     so nothing is lost and nothing is heated: the rounding of p does not enter θ. It is seen by
     the gradient alone, which is taken at p; with mean θ its gradient is unbiased wherever the
-    loss is quadratic over one spacing. Rounding to nearest is not enough there: within one
-    spacing its gradient is constant. In a well of standard deviation a quarter of the spacing it
-    puts the mean off by 0.4 standard deviations. The price of the random rounding is a
-    gradient noise of kΔ/2 at most for curvature k and spacing Δ, that is a relative error of at
-    most ηkΔ²/(8σ²) in the variance σ² of a well. p itself is θ plus a rounding error of variance
-    Δ²/6 or less, redrawn at every step, also where u = 0.
+    loss is quadratic over one spacing. p itself is θ plus a rounding error of variance Δ²/6 or
+    less for a spacing Δ, redrawn at every step; `exact_params` gives θ.
 
-    The residual is a fixed-point number of 2⁻¹⁴ of the spacing, itself rounded at random, so that
-    p and r together hold 22 bits and an update of any size moves θ on average. One update loses
+    r is a fixed-point number of 2⁻¹⁴ of the spacing, itself rounded at random, so that p and r
+    together hold 22 bits and an update of any size moves θ on average. One update loses
     something: where it takes a parameter to less than half its size, |u| > |p|/2, it is rounded to
     the dtype of the updates, because p + update could not be a finer number.
+    `docs/derivations.md` says why 14 bits, why p is rounded at random, and what it costs.
 
     The wrapped transformation sees float32 gradients and the exact θ as its parameters, and its
     state is in float32: a moving average in bfloat16, as Adam's of g², stops moving by itself. Its
@@ -85,12 +126,6 @@ def low_precision(
     Memory: 2 bytes for each parameter of 16 bits, and the wrapped state in float32. With `sgld`
     that is 4 bytes for a parameter and its residual, as for a float32 parameter, but the network
     reads 2 of them.
-
-    Zhang et al. round so that the variance of the rounding is part of the noise of the step, and
-    need no memory. That has the right variance in a free diffusion, but it has to know the noise
-    of the step, which a velocity hides; where the drift alone makes the rounding noisier than the
-    step it heats (a well of standard deviation a quarter of the spacing: 1.5 to 3 times the
-    variance); and without noise it is plain stochastic rounding.
 
     Args:
       tx: a sampler of diffopt or any other Optax transformation that ends in a parameter update.
@@ -144,11 +179,7 @@ def low_precision(
         if params is None:
             raise ValueError("low_precision needs the parameters: tx.update(grads, state, params)")
         key, subkey = jax.random.split(state.key)
-        exact = jax.tree.map(
-            lambda p, q: p.astype(jnp.float32) + q * _unit(p) if _is_low(p) else p,
-            params,
-            state.residual,
-        )
+        exact = _exact(params, state.residual)
         grads = jax.tree.map(
             lambda p, g: g.astype(jnp.float32) if _is_low(p) else g, params, updates
         )
@@ -166,7 +197,9 @@ def low_precision(
             rest = jnp.floor(rest + (bits >> 16) * np.float32(2**-16))
             return update, jnp.clip(rest, -(2**15), 2**15 - 1).astype(jnp.int16)
 
-        steps = jax.tree.map(step, params, updates, inner, state.residual, words(subkey, params))
+        steps = jax.tree.map(
+            step, params, updates, inner, state.residual, random_bits_like(subkey, params)
+        )
         updates = jax.tree.map(lambda p, pair: pair[0], params, steps)
         residual = jax.tree.map(lambda p, pair: pair[1], params, steps)
         return updates, LowPrecisionState(key, residual, inner_state)

@@ -2,14 +2,12 @@
 
 import math
 import numbers
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-ScalarOrSchedule = float | jax.Array | Callable[[Any], Any]
+import optax
 
 
 def check_number(name: str, value: Any, *, positive: bool = False, below: float = math.inf) -> None:
@@ -41,11 +39,11 @@ def check_scalar(name: str, value: Any, *, positive: bool = False) -> None:
         check_number(name, value, positive=positive)
 
 
-def strong(value: float | jax.Array) -> jax.Array:
+def as_float(value: jax.typing.ArrayLike) -> jax.Array:
     """A float scalar that a 16-bit leaf does not round first, as it does a Python float."""
     return jnp.asarray(value, float)
 
 
-def at(value: ScalarOrSchedule, count: jax.Array) -> jax.Array:
+def value_at(value: optax.ScalarOrSchedule, count: jax.Array) -> jax.Array:
     """The value at step `count`, clamped at 0: a schedule may end a rounding error below it."""
-    return jnp.maximum(strong(value(count) if callable(value) else value), 0.0)
+    return jnp.maximum(as_float(value(count) if callable(value) else value), 0.0)

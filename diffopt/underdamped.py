@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .noise import Noise, check_inexact, check_key, draw, get_noise, make_key
-from .scalars import ScalarOrSchedule, at, check_number, check_scalar, strong
+from .frame import sampler
+from .increments import Noise
+from .scalars import as_float, check_number, check_scalar, value_at
+from .trees import mean_product
 
 
 class UnderdampedState(NamedTuple):
@@ -44,23 +46,9 @@ class ThermostatState(NamedTuple):
     friction: jax.Array
 
 
-def mean_product(x: Any, y: Any) -> jax.Array:
-    """The mean of x·y over all elements of two like trees, in float32; a complex one is two."""
-
-    def product(a: jax.Array, b: jax.Array) -> jax.Array:
-        dtype = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
-        return jnp.sum(jnp.real(jnp.conj(jnp.asarray(a, dtype)) * jnp.asarray(b, dtype)))
-
-    total = sum(jax.tree.leaves(jax.tree.map(product, x, y)), start=jnp.zeros([], jnp.float32))
-    size = sum(a.size * (1 + jnp.iscomplexobj(a)) for a in map(jnp.asarray, jax.tree.leaves(x)))
-    return (total / max(size, 1)).astype(jnp.float32)
-
-
-def _start(params: Any, key: Any) -> UnderdampedState:
-    check_inexact(params)
+def _start(params: Any, count: jax.Array, key: jax.Array) -> UnderdampedState:
     velocity = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=jnp.result_type(p)), params)
-    mass = jnp.zeros([], jnp.float32)
-    return UnderdampedState(jnp.zeros([], jnp.int32), make_key(key), velocity, mass)
+    return UnderdampedState(count, key, velocity, jnp.zeros([], jnp.float32))
 
 
 def _ratio(x: Any, y: jax.Array) -> jax.Array:
@@ -69,13 +57,13 @@ def _ratio(x: Any, y: jax.Array) -> jax.Array:
 
 
 def sghmc(
-    learning_rate: ScalarOrSchedule,
-    temperature: ScalarOrSchedule,
+    learning_rate: optax.ScalarOrSchedule,
+    temperature: optax.ScalarOrSchedule,
     *,
     momentum: float | jax.Array = 0.9,
-    key: Any = 0,
+    key: int | jax.Array = 0,
     noise: Noise = "gaussian",
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Stochastic gradient Hamiltonian Monte Carlo: SGD with momentum, at a temperature.
 
     The diffusion is dθ = u dt, du = -∇L dt - γu dt + √(2γT) dW. In steps of length h, with
@@ -99,8 +87,8 @@ def sghmc(
     T + ησ² / (2(1 - m)): lower η, or use `sgnht`.
 
     At T = 0 it is `optax.sgd(η, momentum=m)`, and `sghmc(η, T, momentum=0)` is `sgld(η, T)`. It is
-    also `optax.chain(langevin((1 - m) T, η), optax.sgd(η, momentum=m))`: the same step with the
-    factor 1 - m left to the user.
+    also `chain(langevin((1 - m) T, learning_rate=η), optax.sgd(η, momentum=m))`: the same step with
+    the factor 1 - m left to the user.
 
     Memory: one velocity for each parameter, as `optax.sgd` with momentum. Choose it to sample
     from where SGD with momentum already trains well: what you tuned there holds here.
@@ -109,14 +97,11 @@ def sghmc(
       learning_rate: the step size η > 0: a number, a 0-d array or a schedule of the step count.
       temperature: T ≥ 0, in units of the loss, likewise.
       momentum: m in [0, 1), a number or a 0-d array.
-      key: an int or a PRNG key, typed or raw. Give each chain, and each sampler
-        in one program, its own.
-      noise: `"gaussian"`, `"rademacher"`, or a function `(key, shape, dtype) -> array` of mean 0
-        and variance 1, which `optax.inject_hyperparams` takes for a schedule unless it is told
-        `static_args="noise"`.
+      key: an int or a PRNG key; each sampler and chain needs its own (see `sampler`).
+      noise: `"gaussian"`, `"rademacher"` or a function (see `sampler`).
 
     Returns:
-      An `optax.GradientTransformation` whose state is an `UnderdampedState`. Its updates have the
+      An `optax.GradientTransformationExtraArgs` with an `UnderdampedState`. Its updates have the
       shapes and dtypes of the gradients.
 
     Raises:
@@ -145,41 +130,27 @@ def sghmc(
     check_scalar("learning_rate", learning_rate, positive=True)
     check_scalar("temperature", temperature)
     check_number("momentum", momentum, below=1)
-    check_key(key)
-    get_noise(noise)
 
-    def init_fn(params: Any) -> UnderdampedState:
-        return _start(params, key)
-
-    def update_fn(
-        updates: Any, state: UnderdampedState, params: Any = None
-    ) -> tuple[Any, UnderdampedState]:
-        del params
-        key, subkey = jax.random.split(state.key)
-        eta, T = at(learning_rate, state.count), at(temperature, state.count)
-        m = strong(momentum)
+    def step(g: Any, xi: Any, state: UnderdampedState) -> tuple[Any, UnderdampedState]:
+        eta, T = value_at(learning_rate, state.count), value_at(temperature, state.count)
+        m = as_float(momentum)
         scale = jnp.sqrt(2 * (1 - m) * eta * T)
         velocity = jax.tree.map(
-            lambda g, v, xi: (m * v - eta * g + scale * xi).astype(v.dtype),
-            updates,
-            state.velocity,
-            draw(subkey, updates, noise),
+            lambda g, xi, v: m * v - eta * g + scale * xi, g, xi, state.velocity
         )
-        updates = jax.tree.map(lambda g, v: v.astype(g.dtype), updates, velocity)
-        mass = _ratio(1 + m, 2 * eta)
-        return updates, UnderdampedState(optax.safe_increment(state.count), key, velocity, mass)
+        return velocity, state._replace(velocity=velocity, mass=_ratio(1 + m, 2 * eta))
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return sampler(step, _start, key=key, noise=noise)
 
 
 def baoab(
-    step_size: ScalarOrSchedule,
-    temperature: ScalarOrSchedule,
+    step_size: optax.ScalarOrSchedule,
+    temperature: optax.ScalarOrSchedule,
     *,
     friction: float | jax.Array = 1.0,
-    key: Any = 0,
+    key: int | jax.Array = 0,
     noise: Noise = "gaussian",
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Langevin dynamics split as BAOAB: second order, and exact on a quadratic at every step.
 
     The diffusion dθ = v dt, dv = -∇L dt - γv dt + √(2γT) dW is split into three parts that can
@@ -213,14 +184,11 @@ def baoab(
         a schedule of the step count.
       temperature: T ≥ 0, in units of the loss, likewise.
       friction: γ ≥ 0, per unit of time, a number or a 0-d array.
-      key: an int or a PRNG key, typed or raw. Give each chain, and each sampler
-        in one program, its own.
-      noise: `"gaussian"`, `"rademacher"`, or a function `(key, shape, dtype) -> array` of mean 0
-        and variance 1, which `optax.inject_hyperparams` takes for a schedule unless it is told
-        `static_args="noise"`.
+      key: an int or a PRNG key; each sampler and chain needs its own (see `sampler`).
+      noise: `"gaussian"`, `"rademacher"` or a function (see `sampler`).
 
     Returns:
-      An `optax.GradientTransformation` whose state is an `UnderdampedState`. Its updates have the
+      An `optax.GradientTransformationExtraArgs` with an `UnderdampedState`. Its updates have the
       shapes and dtypes of the gradients.
 
     Raises:
@@ -249,44 +217,31 @@ def baoab(
     check_scalar("step_size", step_size, positive=True)
     check_scalar("temperature", temperature)
     check_number("friction", friction)
-    check_key(key)
-    get_noise(noise)
 
-    def init_fn(params: Any) -> UnderdampedState:
-        return _start(params, key)._replace(mass=jnp.ones([], jnp.float32))
+    def init(params: Any, count: jax.Array, key: jax.Array) -> UnderdampedState:
+        return _start(params, count, key)._replace(mass=jnp.ones([], jnp.float32))
 
-    def update_fn(
-        updates: Any, state: UnderdampedState, params: Any = None
-    ) -> tuple[Any, UnderdampedState]:
-        del params
-        key, subkey = jax.random.split(state.key)
-        h, T = at(step_size, state.count), at(temperature, state.count)
-        gamma = strong(friction)
+    def step(g: Any, xi: Any, state: UnderdampedState) -> tuple[Any, UnderdampedState]:
+        h, T = value_at(step_size, state.count), value_at(temperature, state.count)
+        gamma = as_float(friction)
         c = jnp.exp(-gamma * h)
         scale = jnp.sqrt(-jnp.expm1(-2 * gamma * h) * T)
+        kicked = jax.tree.map(lambda g, v: v - h * g, g, state.velocity)
+        velocity = jax.tree.map(lambda v, xi: c * v + scale * xi, kicked, xi)
+        moves = jax.tree.map(lambda v, w: h / 2 * (v + w), kicked, velocity)
+        return moves, state._replace(velocity=velocity)
 
-        kicked = jax.tree.map(lambda g, v: v - h * g, updates, state.velocity)
-        velocity = jax.tree.map(
-            lambda v, xi: c * v + scale * xi, kicked, draw(subkey, updates, noise)
-        )
-        updates = jax.tree.map(
-            lambda g, v, w: (h / 2 * (v + w)).astype(g.dtype), updates, kicked, velocity
-        )
-        velocity = jax.tree.map(lambda v, w: w.astype(v.dtype), state.velocity, velocity)
-        count = optax.safe_increment(state.count)
-        return updates, UnderdampedState(count, key, velocity, state.mass)
-
-    return optax.GradientTransformation(init_fn, update_fn)
+    return sampler(step, init, key=key, noise=noise)
 
 
 def sgnht(
-    learning_rate: ScalarOrSchedule,
-    temperature: ScalarOrSchedule,
+    learning_rate: optax.ScalarOrSchedule,
+    temperature: optax.ScalarOrSchedule,
     *,
     momentum: float | jax.Array = 0.9,
-    key: Any = 0,
+    key: int | jax.Array = 0,
     noise: Noise = "gaussian",
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Stochastic gradient Nosé-Hoover thermostat: SGHMC that holds its temperature by itself.
 
     The friction is a variable that grows while the velocities are too hot and shrinks while they
@@ -332,14 +287,11 @@ def sgnht(
       temperature: T ≥ 0, in units of the loss, likewise.
       momentum: m in [0, 1), a number or a 0-d array: 1 - m is the friction that the injected
         noise asks for.
-      key: an int or a PRNG key, typed or raw. Give each chain, and each sampler
-        in one program, its own.
-      noise: `"gaussian"`, `"rademacher"`, or a function `(key, shape, dtype) -> array` of mean 0
-        and variance 1, which `optax.inject_hyperparams` takes for a schedule unless it is told
-        `static_args="noise"`.
+      key: an int or a PRNG key; each sampler and chain needs its own (see `sampler`).
+      noise: `"gaussian"`, `"rademacher"` or a function (see `sampler`).
 
     Returns:
-      An `optax.GradientTransformation` whose state is a `ThermostatState`. Its updates have the
+      An `optax.GradientTransformationExtraArgs` with a `ThermostatState`. Its updates have the
       shapes and dtypes of the gradients.
 
     Raises:
@@ -372,33 +324,22 @@ def sgnht(
     check_scalar("learning_rate", learning_rate, positive=True)
     check_scalar("temperature", temperature)
     check_number("momentum", momentum, below=1)
-    check_key(key)
-    get_noise(noise)
 
-    def init_fn(params: Any) -> ThermostatState:
+    def init(params: Any, count: jax.Array, key: jax.Array) -> ThermostatState:
         friction = jnp.asarray(1 - momentum, jnp.float32)
-        return ThermostatState(*_start(params, key), friction)
+        return ThermostatState(*_start(params, count, key), friction)
 
-    def update_fn(
-        updates: Any, state: ThermostatState, params: Any = None
-    ) -> tuple[Any, ThermostatState]:
-        del params
-        key, subkey = jax.random.split(state.key)
-        eta, T = at(learning_rate, state.count), at(temperature, state.count)
-        m, alpha = strong(momentum), state.friction
+    def step(g: Any, xi: Any, state: ThermostatState) -> tuple[Any, ThermostatState]:
+        eta, T = value_at(learning_rate, state.count), value_at(temperature, state.count)
+        m, alpha = as_float(momentum), state.friction
         scale = jnp.sqrt(2 * (1 - m) * eta * T)
         velocity = jax.tree.map(
-            lambda g, v, xi: ((1 - alpha) * v - eta * g + scale * xi).astype(v.dtype),
-            updates,
-            state.velocity,
-            draw(subkey, updates, noise),
+            lambda g, xi, v: (1 - alpha) * v - eta * g + scale * xi, g, xi, state.velocity
         )
-        updates = jax.tree.map(lambda g, v: v.astype(g.dtype), updates, velocity)
         mass = _ratio(2 - alpha, 2 * eta)
         K = mass * mean_product(velocity, velocity)
         drive = jnp.where(eta * T > 0, _ratio(K, T) - 1, 0)
-        alpha = jnp.minimum(alpha + (1 - m) ** 2 / 2 * drive, 1).astype(jnp.float32)
-        count = optax.safe_increment(state.count)
-        return updates, ThermostatState(count, key, velocity, mass, alpha)
+        alpha = jnp.minimum(alpha + (1 - m) ** 2 / 2 * drive, 1)
+        return velocity, state._replace(velocity=velocity, mass=mass, friction=alpha)
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return sampler(step, init, key=key, noise=noise)

@@ -1,0 +1,107 @@
+"""The frame that all samplers share: the key, the increments, the casts and the count."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .increments import Noise, get_noise, increments
+from .keys import check_key, make_key
+from .trees import cast_like, check_inexact
+
+
+class SamplerState(NamedTuple):
+    """State of `langevin`, `sgld` and of any sampler that keeps nothing else.
+
+    Attributes:
+      count: steps taken, an int32 scalar that stays at 2³¹ - 1 once it is there.
+      key: a typed PRNG key, split at every step.
+    """
+
+    count: jax.Array  # type: ignore[assignment]
+    key: jax.Array
+
+
+def sampler(
+    step: Callable[[optax.Updates, optax.Updates, Any], tuple[optax.Updates, Any]],
+    init: Callable[[optax.Params, jax.Array, jax.Array], Any] | None = None,
+    *,
+    key: int | jax.Array = 0,
+    noise: Noise = "gaussian",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Make a sampler from its equation: the frame in which every sampler of diffopt is written.
+
+    The equation is a function `step(g, xi, state) -> (updates, state)` of trees: the gradient g, a
+    fresh increment ξ ~ N(0, I) in every element, and the state before the step. The frame does
+    what is the same for all: it checks the key, the noise and the parameters, splits the key,
+    draws ξ, counts, and gives updates the dtypes of the gradients and the state those it had. So
+    the sampler works under `jax.jit`, `scan`, `vmap`, sharding, `optax.MultiSteps` and
+    checkpoints as those of diffopt do.
+
+    Args:
+      step: the equation. ξ is in float32 or wider: scale it and add it first; the frame rounds.
+        In the new state it may leave `count` and `key` as they are. Read a schedule at
+        `state.count`.
+      init: `init(params, count, key)` gives the first state, a NamedTuple with the fields `count`
+        and `key` and whatever the sampler keeps. By default a `SamplerState`. A state with a
+        `velocity` (a tree like the parameters) and a `mass` (a scalar) can be read by
+        `kinetic_temperature`.
+      key: an int or a PRNG key, typed or raw. Give each chain, and each sampler in one program,
+        its own.
+      noise: the law of ξ: `"gaussian"`, `"rademacher"` (±1 with equal probability, from one random
+        bit; mean, variance and third moment are those of a Gaussian, so an Euler-Maruyama step
+        keeps its weak order 1, but a step never moves an element further than its standard
+        deviation), or a function `(key, shape, dtype) -> array` of mean 0 and variance 1, which
+        `optax.inject_hyperparams` takes for a schedule unless it is told `static_args="noise"`.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs`. A complex leaf is two real ones; `None` leaves
+      stay `None`. Extra arguments of `update` are ignored.
+
+    Raises:
+      ValueError: `noise` is an unknown name.
+      TypeError: `key` is no key; at `init`, a parameter is not floating-point.
+
+    Example:
+      SGLD in coordinates of one's own scale: dθ = -G∇L dt + √(2TG) dW with a constant G, which
+      keeps the stationary density exp(-L/T) and takes steps of length ηG.
+
+      >>> import diffopt, jax, jax.numpy as jnp
+      >>> def scaled_sgld(learning_rate, temperature, scales, *, key=0):
+      ...     def step(g, xi, state):
+      ...         move = lambda g, xi, G: (
+      ...             -learning_rate * G * g + jnp.sqrt(2 * temperature * learning_rate * G) * xi
+      ...         )
+      ...         return jax.tree.map(move, g, xi, scales), state
+      ...     return diffopt.sampler(step, key=key)
+      >>> params = {"soft": jnp.ones(3), "stiff": jnp.ones(3)}
+      >>> tx = scaled_sgld(0.1, temperature=1e-3, scales={"soft": 1.0, "stiff": 0.01})
+      >>> updates, state = tx.update(params, tx.init(params), params)
+      >>> jax.tree.map(jnp.shape, updates), int(state.count)
+      ({'soft': (3,), 'stiff': (3,)}, 1)
+
+    References:
+      The laws of ±1 increments: Kloeden & Platen, `Numerical Solution of Stochastic Differential
+      Equations <https://doi.org/10.1007/978-3-662-12616-5>`_, section 14.1.
+    """
+    check_key(key)
+    get_noise(noise)
+
+    def init_fn(params: optax.Params) -> Any:
+        check_inexact(params)
+        fresh = SamplerState(jnp.zeros([], jnp.int32), make_key(key))
+        return fresh if init is None else init(params, *fresh)
+
+    def update_fn(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, Any]:
+        del params, extra_args
+        key, subkey = jax.random.split(state.key)
+        moves, after = step(updates, increments(subkey, updates, noise), state)
+        after = cast_like(after, state)
+        after = after._replace(count=optax.safe_increment(state.count), key=key)
+        return cast_like(moves, updates), after
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

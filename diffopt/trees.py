@@ -1,0 +1,61 @@
+"""Trees of parameters: what a diffusion can move, sums over them, and how devices share them."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def check_inexact(tree: Any) -> None:
+    """Raise a TypeError that names the first leaf of `tree` that no diffusion can move."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            raise TypeError(
+                "a diffusion needs floating-point parameters, but params"
+                f"{jax.tree_util.keystr(path)} has dtype {jnp.result_type(leaf)};"
+                " leave it out with optax.masked"
+            )
+
+
+def cast_like(tree: Any, like: Any) -> Any:
+    """`tree` in the dtypes of `like`; leaves that have them already, PRNG keys too, stay."""
+
+    def cast(x: Any, y: Any) -> jax.Array:
+        dtype = jnp.result_type(y)
+        return x if getattr(x, "dtype", None) == dtype else jnp.asarray(x, dtype)
+
+    return jax.tree.map(cast, tree, like)
+
+
+def mean_product(x: Any, y: Any) -> jax.Array:
+    """The mean of x·y over all elements of two like trees, in float32; a complex one is two."""
+
+    def product(a: jax.Array, b: jax.Array) -> jax.Array:
+        dtype = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
+        return jnp.sum(jnp.real(jnp.conj(jnp.asarray(a, dtype)) * jnp.asarray(b, dtype)))
+
+    total = sum(jax.tree.leaves(jax.tree.map(product, x, y)), start=jnp.zeros([], jnp.float32))
+    size = sum(a.size * (1 + jnp.iscomplexobj(a)) for a in map(jnp.asarray, jax.tree.leaves(x)))
+    return (total / max(size, 1)).astype(jnp.float32)
+
+
+def by_shards(draw: Callable[..., Any]) -> Callable[..., Any]:
+    """`draw(key, tree, ...)`, of whose arrays, shaped like those of `tree`, devices draw shards.
+
+    Under explicit sharding every device draws the whole of an array whose type has no sharding.
+    """
+
+    @wraps(draw)
+    def drawn(key: jax.Array, tree: Any, *args: Any) -> Any:
+        axes = jax.sharding.get_abstract_mesh().explicit_axes
+        if not axes:
+            return draw(key, tree, *args)
+        specs = jax.tree.map(lambda leaf: jax.typeof(leaf).sharding.spec, tree)
+        shards = jax.sharding.auto_axes(
+            lambda key: draw(key, tree, *args), axes=axes, out_sharding=specs
+        )
+        return shards(key)
+
+    return drawn
