@@ -47,17 +47,19 @@ def midpoint(step_size, temperature, *, key=0, noise="gaussian"):
     return diffopt.sampler(step, init, key=key, noise=noise)
 
 
-def langevin(step_size, temperature, **keywords):
+def langevin(step_size, temperature, *, key=0, noise="gaussian"):
     """`diffopt.langevin` before the learning rate that it was told."""
     return optax.chain(
-        diffopt.langevin(temperature, learning_rate=step_size, **keywords),
+        diffopt.langevin(temperature, learning_rate=step_size, key=key, noise=noise),
         optax.scale_by_learning_rate(step_size),
     )
 
 
 def low_precision(step_size, temperature, *, key=0, noise="gaussian"):
     """`diffopt.low_precision` around `sgld`, both with the same key."""
-    return diffopt.low_precision(diffopt.sgld(step_size, temperature, key=key, noise=noise), key=key)
+    return diffopt.low_precision(
+        diffopt.sgld(step_size, temperature, key=key, noise=noise), key=key
+    )
 
 
 class Sampler(NamedTuple):
