@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import sys
 
-import jax
 import pytest
 from flax import nnx
 

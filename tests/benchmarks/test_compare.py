@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-
-from benchmarks import compare, data, report
 from benchmarks.calibration import ood_auroc
 from benchmarks.training import scores
+
+from benchmarks import compare, data, report
 
 COMMAND = [sys.executable, "-m", "benchmarks.compare"]
 SMALL = ["--epochs", "2", "--batch-size", "256", "--seeds", "1"]

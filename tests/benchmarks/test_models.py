@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from benchmarks.training import predict
 from flax import nnx
 
 from benchmarks import models
-from benchmarks.training import predict
 
 
 def ordinary(conv, x):

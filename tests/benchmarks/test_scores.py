@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-
 from benchmarks.calibration import brier, entropy, ood_auroc, reliability, selective_accuracy
 from benchmarks.training import scores
 

@@ -176,9 +176,7 @@ def test_jit_equals_eager_to_the_bit_in_bfloat16_and_compiles_once(name):
     assert update._cache_size() == 1
 
 
-@pytest.mark.parametrize(
-    "name", failing(["midpoint"], "the frame lets a state start weakly typed")
-)
+@pytest.mark.parametrize("name", failing(["midpoint"], "the frame lets a state start weakly typed"))
 def test_a_weakly_typed_parameter_compiles_once(name):
     tx, weak = maker(name)(ETA, T), jnp.asarray(1.0)
     assert weak.weak_type
