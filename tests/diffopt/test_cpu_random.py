@@ -109,7 +109,8 @@ CPU = pytest.mark.skipif(jax.default_backend() != "cpu", reason="reads the progr
 SAMPLERS = {
     "sgld": lambda noise: diffopt.sgld(0.1, 0.5, noise=noise),
     "langevin": lambda noise: optax.chain(
-        diffopt.langevin(0.5, 0.1, noise=noise), optax.sgd(optax.linear_schedule(0.1, 0.0, 9))
+        diffopt.langevin(0.5, learning_rate=0.1, noise=noise),
+        optax.sgd(optax.linear_schedule(0.1, 0.0, 9)),
     ),
 }
 
