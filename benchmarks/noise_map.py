@@ -71,7 +71,8 @@ def transformation(place: Place, seed: int, epoch_steps: int) -> optax.GradientT
         schedule = diffopt.cyclical_schedule(eta, cycle)
         tx = diffopt.sghmc(schedule, lambda t: T * stage(t), key=key)
     else:
-        tx = {"sghmc": diffopt.sghmc, "psgld": diffopt.psgld}[place.sampler](eta, T, key=key)
+        make = diffopt.psgld if place.sampler == "psgld" else diffopt.sghmc
+        tx = make(eta, T, key=key)
     return optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), tx)
 
 
