@@ -244,8 +244,11 @@ def show(console: Console, found: dict[str, Any]) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, measure, report."""
     args = parse_args(argv)
-    out = cli.make_folder(args.out)
     dataset = data.load(args.dataset, args.data_dir) if "training" in args.parts else None
+    examples = len(dataset.train_labels) if dataset else args.batch_size
+    if args.batch_size > examples:
+        raise cli.Refusal(f"--batch-size {args.batch_size}: must be from 1 to {examples}")
+    out = cli.make_folder(args.out)
     console = Console()
     found: dict[str, Any] = {}
     with Progress(console=Console(stderr=True), transient=True) as progress:

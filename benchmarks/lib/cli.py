@@ -7,13 +7,18 @@ import math
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 
 class Refusal(Exception):
     """What cannot be done, told in one sentence."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in short."""
+    return (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")[:200]
 
 
 class Terminated(KeyboardInterrupt):
@@ -28,6 +33,7 @@ def program(name: str) -> Callable[..., Callable[..., int]]:
     """
 
     def terminate(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher may send it twice
         raise Terminated
 
     def decorate(main: Callable[[list[str] | None], int | None]) -> Callable[..., int]:
@@ -53,9 +59,11 @@ def program(name: str) -> Callable[..., Callable[..., int]]:
     return decorate
 
 
-def stop_name(stop: KeyboardInterrupt) -> str:
+def stop_name(stop: BaseException) -> str:
     """What a person calls it."""
-    return "terminated" if isinstance(stop, Terminated) else "interrupted"
+    if isinstance(stop, Terminated):
+        return "terminated"
+    return "interrupted" if isinstance(stop, KeyboardInterrupt) else "stopped"
 
 
 def stop_status(stop: KeyboardInterrupt) -> int:
@@ -79,8 +87,8 @@ def parser(name: str, doc: str | None, *, out: bool = True) -> argparse.Argument
     return parser
 
 
-def make_folder(path: Path) -> Path:
-    """The folder of `--out`, made if need be and tried before the work begins.
+def make_folder(path: Path, option: str = "--out") -> Path:
+    """The folder that an option names, made if need be and tried before the work begins.
 
     Raises:
       Refusal: nothing can be written there.
@@ -89,7 +97,7 @@ def make_folder(path: Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
-        raise Refusal(f"--out {path} cannot be written: {error.strerror}") from error
+        raise Refusal(f"{option} {path} cannot be written: {error.strerror}") from error
     return path
 
 
@@ -115,6 +123,26 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 at_least_one = at_least(1)
+
+
+def once(option: str, names: Sequence[Any]) -> None:
+    """See that no name is there twice.
+
+    Raises:
+      Refusal: one is.
+    """
+    for name in names:
+        if names.count(name) > 1:
+            raise Refusal(f"{option}: {name} is there twice")
+
+
+def differences(one: dict[str, Any], two: dict[str, Any], word: str) -> str:
+    """What `one` has and what, after `word`, `two` has instead; empty where they are equal."""
+    return "; ".join(
+        f"{name} {one.get(name)}, {word} {two.get(name)}"
+        for name in {**one, **two}
+        if one.get(name) != two.get(name)
+    )
 
 
 def positive(text: str) -> float:

@@ -43,12 +43,12 @@ def write_json(path: Path, value: Any, indent: int = 2) -> None:
 
 
 def lock(folder: Path, option: str) -> IO[bytes]:
-    """A lock on `folder`, the value of `option`, held until it is closed or its process ends.
+    """A lock on `folder`, that an option names, held until it is closed or its process ends.
 
     Raises:
       Refusal: another run holds it.
     """
-    file = (folder / ".lock").open("ab")
+    file = (folder / f".{option.strip('-')}.lock").open("ab")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -32,6 +32,6 @@ def save(figure: Any, path: Path, dpi: int = 130) -> None:
 
 def log_scale(ax: Any) -> None:
     """A logarithmic y axis, where a line has a point to show on it: diverged ones have none."""
-    heights = np.concatenate([np.ravel(line.get_ydata()) for line in ax.lines] or [[]])
-    if np.any((heights > 0) & np.isfinite(heights)):
+    heights = [np.asarray(line.get_ydata(), float) for line in ax.lines]
+    if any(np.any((y > 0) & np.isfinite(y)) for y in heights):
         ax.set_yscale("log")
