@@ -142,6 +142,7 @@ def main(argv: list[str] | None = None) -> None:
         help=f"default {' '.join(map(str, CHAINS))}",
     )  # fmt: skip
     args = parser.parse_args(argv)
+    cli.once("--chains", args.chains)
     out = cli.make_folder(args.out)
 
     console = Console()

@@ -293,6 +293,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--repeats", type=cli.at_least_one, default=20, help="timed steps (default %(default)s)"
     )
     args = parser.parse_args(argv)
+    cli.once("--devices", args.devices)
     if min(args.devices) != 1:
         parser.error("--devices: the least must be 1, to which the others are compared")
     if args.width < 256 or any(args.width % n for n in args.devices):

@@ -201,30 +201,27 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--json", type=cli.writable, help="write the figures to this file")
     args = parser.parse_args(argv)
+    cli.once("--trees", args.trees)
 
     console = Console()
     about, missing = machine.describe(), list[str]()
     rows: list[list[dict]] = []
+    config: dict[str, Any] = {"trees": args.trees, "repeats": args.repeats}
+    config |= {"learning_rate": LEARNING_RATE, "temperature": TEMPERATURE, "donated": True}
     with Progress(console=Console(stderr=True), transient=True) as progress:
         for name in args.trees:
             table, missed = measure(name, args.repeats, progress)
             rows.append(table)
             missing += [line for line in missed if line not in missing]
+            if args.json:  # whatever comes after
+                found = [row for table in rows for row in table]
+                result = {"config": config, "machine": about, "missing": missing, "rows": found}
+                files.write_json(args.json, result)
     for table in rows:
         console.print(render(table))
     for line in missing:
         console.print(line)
     console.print(machine.line(about))
-    if args.json:
-        config = {"trees": args.trees, "repeats": args.repeats}
-        config |= {"learning_rate": LEARNING_RATE, "temperature": TEMPERATURE, "donated": True}
-        result = {
-            "config": config,
-            "machine": about,
-            "missing": missing,
-            "rows": [row for table in rows for row in table],
-        }
-        files.write_json(args.json, result)
 
 
 if __name__ == "__main__":

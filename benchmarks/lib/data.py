@@ -134,7 +134,7 @@ def download(builder: Any) -> None:
         raise Refusal(f"{missing}, and it could not be downloaded: {first_line(error)}") from error
 
 
-def read_cache(path: Path) -> list[np.ndarray] | None:
+def read_cache(path: Path) -> list[Any] | None:
     """What `store` saved; None where there is nothing, or it is damaged, which is said."""
     if not path.exists():
         return None
