@@ -6,16 +6,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def check_inexact(tree: Any) -> None:
     """Raise a TypeError that names the first leaf of `tree` that no diffusion can move."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+        try:
+            dtype = jnp.result_type(leaf)
+        except TypeError:
+            dtype = None
+        if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
             raise TypeError(
-                "a diffusion needs floating-point parameters, but params"
-                f"{jax.tree_util.keystr(path)} has dtype {jnp.result_type(leaf)};"
-                " leave it out with optax.masked"
+                f"a diffusion needs floating-point parameters, but params"
+                f"{jax.tree_util.keystr(path)} {f'has dtype {dtype}' if dtype else f'is {leaf!r}'};"
+                " leave it out with optax.masked, or put None in its place"
             )
 
 
@@ -33,10 +38,13 @@ def mean_product(x: Any, y: Any) -> jax.Array:
     """The mean of x·y over all elements of two like trees, in float32; a complex one is two."""
 
     def product(a: jax.Array, b: jax.Array) -> jax.Array:
-        dtype = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
-        return jnp.sum(jnp.real(jnp.conj(jnp.asarray(a, dtype)) * jnp.asarray(b, dtype)))
+        dtype = np.promote_types(
+            np.promote_types(jnp.result_type(a), jnp.result_type(b)), "float32"
+        )
+        real = jnp.real(jnp.conj(jnp.asarray(a, dtype)) * jnp.asarray(b, dtype))
+        return jnp.sum(real).astype(float)
 
-    total = sum(jax.tree.leaves(jax.tree.map(product, x, y)), start=jnp.zeros([], jnp.float32))
+    total = sum(jax.tree.leaves(jax.tree.map(product, x, y)), start=jnp.zeros([], float))
     size = sum(a.size * (1 + jnp.iscomplexobj(a)) for a in map(jnp.asarray, jax.tree.leaves(x)))
     return (total / max(size, 1)).astype(jnp.float32)
 
