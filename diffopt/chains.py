@@ -5,14 +5,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .keys import derive_key
+from .trees import array_dtype
+
 
 def split_keys(opt_state: Any, num_chains: int) -> Any:
     """The state of `num_chains` independent chains, from the state of one.
 
-    Every leaf gains a leading axis of `num_chains` equal copies, except the PRNG keys, which are
-    split: each chain gets its own. Without it, `jax.vmap(tx.init)(params)` calls `tx.init` once
-    and copies, so that all chains hold the same key, draw the same noise at every step, and are
-    not independent: on a convex loss they even merge into one.
+    Every leaf gains a leading axis of `num_chains` equal copies, except the PRNG keys: each chain
+    gets its own, derived from the key, its position in the state and the number of the chain. So
+    two samplers that were given equal keys become independent too, and the first 4 of 8 chains
+    are the 4 chains that `split_keys(opt_state, 4)` gives. Without it, `jax.vmap(tx.init)(params)`
+    calls `tx.init` once and copies, so that all chains hold the same key, draw the same noise at
+    every step, and are not independent: on a convex loss they even merge into one.
 
     A key is found by its dtype, that of `jax.random.key`, wherever it lies: in `optax.chain`,
     `optax.masked`, `optax.MultiSteps` or `optax.inject_hyperparams`. (The int `key` that
@@ -27,6 +32,7 @@ def split_keys(opt_state: Any, num_chains: int) -> Any:
 
     Raises:
       ValueError: `num_chains` is less than 1.
+      TypeError: a leaf is no array.
 
     Example:
       >>> import diffopt, jax, jax.numpy as jnp, optax
@@ -40,10 +46,25 @@ def split_keys(opt_state: Any, num_chains: int) -> Any:
     if num_chains < 1:
         raise ValueError(f"num_chains must be at least 1, got {num_chains}")
 
-    def leaf_chains(leaf: Any) -> jax.Array:
-        if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
-            keys = jax.vmap(lambda key: jax.random.split(key, num_chains))(leaf.reshape(-1))
-            return keys.T.reshape(num_chains, *leaf.shape)
-        return jnp.broadcast_to(leaf, (num_chains, *jnp.shape(leaf)))
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(opt_state)
+    chains = []
+    for position, (path, leaf) in enumerate(leaves):
+        dtype = array_dtype(leaf)
+        if dtype is None:
+            where = jax.tree_util.keystr(path)
+            raise TypeError(f"opt_state must be of arrays, but opt_state{where} is {leaf!r}")
+        if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+            chains.append(_chain_keys(leaf, position, num_chains))
+        else:
+            chains.append(jnp.broadcast_to(leaf, (num_chains, *jnp.shape(leaf))))
+    return jax.tree.unflatten(treedef, chains)
 
-    return jax.tree.map(leaf_chains, opt_state)
+
+def _chain_keys(keys: jax.Array, position: int, num_chains: int) -> jax.Array:
+    """`[num_chains, *keys.shape]` keys."""
+
+    derive = lambda key: jax.random.fold_in(derive_key(key, "chain"), position)
+    flat = jax.vmap(derive)(keys.reshape(-1))
+    # No transpose of the keys, which `jax.debug_key_reuse` would take for a second use.
+    of_chain = lambda chain: jax.vmap(lambda key: jax.random.fold_in(key, chain))(flat)
+    return jax.vmap(of_chain)(jnp.arange(num_chains)).reshape(num_chains, *keys.shape)

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from .increments import random_bits_like
-from .keys import check_key, make_key
+from .keys import check_key, derive_key
 from .trees import check_inexact
 
 UNITS = 2**14
@@ -61,7 +61,7 @@ def _round(x: jax.Array, dtype: Any, bits: jax.Array) -> jax.Array:
     chance = (bits & np.uint32(2**width - 1)).astype(jnp.float32) * np.float32(2.0**-width)
     size = jnp.floor(jnp.abs(x) / spacing + chance) * spacing
     largest = np.float32(info.max)
-    near = jnp.abs(x) - largest < _spacing(largest, dtype)
+    near = jnp.abs(x) - largest < _spacing(jnp.asarray(largest), dtype)
     size = jnp.where(near, jnp.minimum(size, largest), size)
     return jnp.where(jnp.isfinite(x), jnp.copysign(size, x), x).astype(dtype)
 
@@ -200,8 +200,7 @@ def low_precision(
             lambda p: jnp.zeros_like(p, jnp.int16) if _is_low(p) else optax.MaskedNode(), params
         )
         exact = jax.tree.map(_widen, params)
-        own = jax.random.fold_in(make_key(key), 16)  # not the key that tx may have got
-        return LowPrecisionState(own, residual, tx.init(exact))
+        return LowPrecisionState(derive_key(key, "rounding"), residual, tx.init(exact))
 
     def update_fn(
         updates: Any, state: LowPrecisionState, params: Any = None, **extra_args: Any

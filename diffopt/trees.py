@@ -9,18 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 
 
+def array_dtype(leaf: Any) -> Any:
+    """The dtype of an array or a number, and None of what is neither, as a function or a dtype."""
+    is_array = isinstance(getattr(leaf, "shape", None), tuple)
+    return jnp.result_type(leaf) if is_array or isinstance(leaf, int | float | complex) else None
+
+
 def check_inexact(tree: Any) -> None:
     """Raise a TypeError that names the first leaf of `tree` that no diffusion can move."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        try:
-            dtype = jnp.result_type(leaf)
-        except TypeError:
-            dtype = None
+        dtype = array_dtype(leaf)
         if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
+            what = f"is {leaf!r}" if dtype is None else f"has dtype {dtype}"
             raise TypeError(
-                f"a diffusion needs floating-point parameters, but params"
-                f"{jax.tree_util.keystr(path)} {f'has dtype {dtype}' if dtype else f'is {leaf!r}'};"
-                " leave it out with optax.masked, or put None in its place"
+                "a diffusion needs floating-point parameters, but params"
+                f"{jax.tree_util.keystr(path)} {what}; leave it out with optax.masked"
             )
 
 
