@@ -255,11 +255,8 @@ def _deviations(g: jax.Array) -> jax.Array:
 
 
 def _dot(x: Any, y: Any) -> jax.Array:
-    return mean_product(x, y) * _size(x)
-
-
-def _size(tree: Any) -> int:
-    return sum(x.size * (1 + jnp.iscomplexobj(x)) for x in jax.tree.leaves(tree))
+    size = sum(x.size * (1 + jnp.iscomplexobj(x)) for x in jax.tree.leaves(x))
+    return mean_product(x, y) * float(size)
 
 
 @partial(jax.jit, static_argnames="B")

@@ -49,7 +49,7 @@ def mean_product(x: Any, y: Any) -> jax.Array:
 
     total = sum(jax.tree.leaves(jax.tree.map(product, x, y)), start=jnp.zeros([], float))
     size = sum(a.size * (1 + jnp.iscomplexobj(a)) for a in map(jnp.asarray, jax.tree.leaves(x)))
-    return (total / max(size, 1)).astype(jnp.float32)
+    return (total / jnp.asarray(max(size, 1), float)).astype(jnp.float32)  # an int32 ends at 2³¹
 
 
 def by_shards(draw: Callable[..., Any]) -> Callable[..., Any]:

@@ -165,6 +165,16 @@ def test_schedules_and_temperatures_under_strict_promotion():
 # jax.export with a symbolic dimension
 
 
+@each_sampler
+def test_every_sampler_can_be_exported(name):
+    tx = diffopt.low_precision(make(name))
+    (a,) = export.symbolic_shape("a")
+    params = {"w": jax.ShapeDtypeStruct((a, 3), jnp.float32)}
+    step = lambda params: tx.update(params, tx.init(params), params)[0]
+    exported = export.export(jax.jit(step))(params)
+    assert str(exported.out_avals[0].shape) == "(a, 3)"
+
+
 @pytest.mark.parametrize("noise", ["gaussian", "rademacher"])
 def test_a_step_can_be_exported_for_every_size(noise):
     tx = diffopt.low_precision(diffopt.sghmc(ETA, T, noise=noise))
