@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .scalars import check_number
+from .scalars import as_float, check_number
 
 Schedule = Callable[[Any], jax.Array]
 
@@ -23,6 +23,10 @@ def _length(cycle_length: Any) -> int:
     if length < 1:
         raise ValueError(f"cycle_length must be ≥ 1, got {cycle_length!r}")
     return length
+
+
+def _phase(count: Any, length: int) -> jax.Array:
+    return as_float(jnp.asarray(count) % length) / length
 
 
 def cyclical_schedule(peak: float | jax.Array, cycle_length: int) -> Schedule:
@@ -63,7 +67,7 @@ def cyclical_schedule(peak: float | jax.Array, cycle_length: int) -> Schedule:
     """
     check_number("peak", peak, positive=True)
     length = _length(cycle_length)
-    return lambda count: peak / 2 * (jnp.cos(jnp.pi * (count % length) / length) + 1)
+    return lambda count: as_float(peak) / 2 * (jnp.cos(jnp.pi * _phase(count, length)) + 1)
 
 
 def sampling_stage(cycle_length: int, explore: float) -> Schedule:

@@ -19,6 +19,8 @@ def check_number(name: str, value: Any, *, positive: bool = False, below: float 
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real | np.ndarray | jax.Array):
         raise TypeError(f"{name} must be a number or a 0-d array, got {value!r}")
+    if isinstance(value, jax.Array) and jnp.iscomplexobj(value):
+        value = _real(name, value)
     shape = getattr(value, "shape", ())
     dtype = value.dtype if isinstance(value, np.ndarray | np.generic | jax.Array) else np.float64
     if shape or not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
@@ -41,6 +43,13 @@ def check_number(name: str, value: Any, *, positive: bool = False, below: float 
         raise ValueError(f"{name} must be < {below}, {got}")
 
 
+def _real(name: str, value: jax.Array) -> jax.Array:
+    """The real part: `optax.inject_hyperparams` gives all numbers the dtype of the parameters."""
+    if not isinstance(value, jax.core.Tracer) and jnp.any(jnp.imag(value)):
+        raise TypeError(f"{name} must be a real scalar, got {value!r}")
+    return jnp.real(value)
+
+
 def check_scalar(name: str, value: Any, *, positive: bool = False) -> None:
     """Raise unless `value` is a number as `check_number` asks for, or a schedule of such numbers.
 
@@ -57,7 +66,7 @@ def check_scalar(name: str, value: Any, *, positive: bool = False) -> None:
 
 def as_float(value: jax.typing.ArrayLike) -> jax.Array:
     """A float scalar that a 16-bit leaf does not round first, as it does a Python float."""
-    return jnp.asarray(value, float)
+    return jnp.asarray(jnp.real(value), float)
 
 
 def value_at(value: optax.ScalarOrSchedule, count: jax.Array) -> jax.Array:
