@@ -14,9 +14,13 @@ from .overdamped import langevin as langevin
 from .overdamped import psgld as psgld
 from .overdamped import sgld as sgld
 from .posterior import CollectState as CollectState
+from .posterior import Samples as Samples
+from .posterior import Temperatures as Temperatures
 from .posterior import collect as collect
 from .posterior import draws as draws
+from .posterior import predictions as predictions
 from .posterior import predictive as predictive
+from .posterior import to_arviz as to_arviz
 from .rounding import LowPrecisionState as LowPrecisionState
 from .rounding import exact_params as exact_params
 from .rounding import low_precision as low_precision

@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import operator
 from typing import Any
 
 import jax
@@ -31,6 +32,19 @@ def check_number(name: str, value: Any, *, positive: bool = False, below: float 
         raise ValueError(f"{name} must be finite and {'>' if positive else '≥'} 0, got {value!r}")
     if number >= below:
         raise ValueError(f"{name} must be < {below}, got {value!r}")
+
+
+def check_int(name: str, value: Any, *, least: float = -math.inf) -> int:
+    """`value` as an int; raise unless it is one, and ≥ `least`."""
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None:
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if number < least:
+        raise ValueError(f"{name} must be ≥ {least}, got {value!r}")
+    return number
 
 
 def check_scalar(name: str, value: Any, *, positive: bool = False) -> None:
