@@ -24,6 +24,8 @@ from .posterior import to_arviz as to_arviz
 from .rounding import LowPrecisionState as LowPrecisionState
 from .rounding import exact_params as exact_params
 from .rounding import low_precision as low_precision
+from .sampling import SampleState as SampleState
+from .sampling import sample as sample
 from .underdamped import ThermostatState as ThermostatState
 from .underdamped import UnderdampedState as UnderdampedState
 from .underdamped import baoab as baoab
