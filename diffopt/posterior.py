@@ -63,7 +63,7 @@ class Samples(NamedTuple):
     temperatures: Temperatures
     params: Any
     opt_state: Any
-    diverged: Any
+    diverged: np.ndarray
 
 
 class Collect(NamedTuple):
@@ -155,11 +155,12 @@ def collect(
         raise TypeError(f"where must be a schedule, got {where!r}")
 
     def init_fn(params: Any) -> CollectState:
+        debug_nans = jax.config.jax_debug_nans  # type: ignore[attr-defined]
+
         def empty(p: Any) -> jax.Array:
-            nan = jnp.issubdtype(jnp.result_type(p), jnp.inexact) and not jax.config.jax_debug_nans
-            return jnp.broadcast_to(
-                jnp.full_like(p, jnp.nan if nan else 0), (capacity, *jnp.shape(p))
-            )
+            nan = jnp.issubdtype(jnp.result_type(p), jnp.inexact) and not debug_nans
+            full = jnp.full_like(p, jnp.nan if nan else 0)
+            return jnp.broadcast_to(full, (capacity, *jnp.shape(p)))
 
         count, step = jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32)  # donated: two buffers
         return CollectState(jax.tree.map(empty, params), count, step, jnp.full([], -1, jnp.int32))
@@ -256,7 +257,7 @@ def _one_axis(samples: Any) -> tuple[Any, jax.Array]:
         lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(samples)}
         if len(lengths) != 1 or lengths == {()}:
             raise ValueError(f"samples need one leading axis in common, got {sorted(lengths)}")
-        good = jnp.ones(*lengths, bool)
+        good = jnp.ones(lengths.pop(), bool)
     samples = jax.tree.map(lambda s: jnp.reshape(s, (-1, *jnp.shape(s)[good.ndim :])), samples)
     if not good.size or not jax.tree.leaves(samples):
         raise ValueError("samples hold no sample")
@@ -446,4 +447,5 @@ def to_arviz(samples: Samples) -> Any:
         if values is not None:
             stats[f"{name}_temperature"] = host(values)
     groups = {"posterior": posterior, "sample_stats": stats}
-    return arviz.from_dict(groups) if arviz.__version__ >= "1" else arviz.from_dict(**groups)
+    make: Any = arviz.from_dict
+    return make(groups) if arviz.__version__ >= "1" else make(**groups)

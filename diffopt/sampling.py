@@ -50,17 +50,8 @@ class SampleState(NamedTuple):
 
 
 # How (params, SampleState, CollectState) lie on the devices that share the chains.
-CHAIN_AXES = (
-    PartitionSpec("chain"),
-    SampleState(
-        opt_state=PartitionSpec("chain"),
-        step=PartitionSpec(),
-        position=PartitionSpec(),
-        key=PartitionSpec("chain"),
-        order=PartitionSpec("chain"),
-    ),
-    PartitionSpec("chain"),
-)
+EACH, ALL = PartitionSpec("chain"), PartitionSpec()
+CHAIN_AXES: Any = (EACH, SampleState(EACH, ALL, ALL, EACH, EACH), EACH)  # type: ignore[arg-type]
 
 
 class _Plan(NamedTuple):
@@ -111,11 +102,11 @@ def sample(
     Each epoch has every example at most once, in a fresh order (those that are left over where
     `batch_size` does not divide their number wait for another).
 
-    All is compiled once, for all calls with the same `tx`, `loss` and plan: pass the same functions,
-    not new lambdas. The loop runs in chunks of a quarter of a second, with nothing read inside
-    one. Where there are several devices and their number, or a smaller one, divides that of the
-    chains, each runs its part of them, without a word between them; parameters that you have put
-    on devices yourself stay there.
+    All is compiled once, for all calls with the same `tx`, `loss` and plan: pass the same
+    functions, not new lambdas. The loop runs in chunks of a quarter of a second, with nothing read
+    inside one. Where there are several devices and their number, or a smaller one, divides that
+    of the chains, each runs its part of them, without a word between them; parameters that you
+    have put on devices yourself stay there.
 
     Ctrl-C ends the loop after the present chunk: what was kept until then is returned, with a
     warning, and can be gone on from. A second Ctrl-C is a KeyboardInterrupt.
@@ -271,9 +262,8 @@ def run_chains(
     begin, advance = _programs(plan)
     params, data = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), (params, data))
     if plan.mesh is not None:
-        data = jax.device_put(data, NamedSharding(plan.mesh, PartitionSpec()))
-        axes = PartitionSpec("chain") if led else PartitionSpec()
-        params = jax.device_put(params, NamedSharding(plan.mesh, axes))
+        data = jax.device_put(data, NamedSharding(plan.mesh, ALL))
+        params = jax.device_put(params, NamedSharding(plan.mesh, EACH if led else ALL))
     carry = begin(params, opt_state, make_key(key), data)
 
     done, length = 0, 1
@@ -292,15 +282,14 @@ def run_chains(
             done += length
             if on_draw is not None:
                 number = bisect.bisect_left(due, done) - first
-                pieces.append(jax.tree.map(lambda s: np.array(s[:, :number]), carry[2].samples))
+                pieces.append(_first_draws(jax.tree.map(np.asarray, carry[2].samples), number))
                 for i in range(number):
-                    step = base + due[first + i]
-                    on_draw(step, jax.tree.map(lambda s: s[:, i], pieces[-1][0]))
+                    on_draw(base + due[first + i], _draw(pieces[-1][0], i))
             if bar is not None:
-                bar(done, jax.tree.map(lambda x: np.asarray(x) / length, meter))
+                bar(done, length, meter)
             length = max(1, min(int(length * CHUNK_SECONDS / seconds), 8 * length))
     if bar is not None:
-        bar(done, None)
+        bar(done, length, None)
     if done < num_steps:
         warnings.warn(
             f"interrupted after {done} of {num_steps} steps: these are the draws until then",
@@ -311,10 +300,7 @@ def run_chains(
     if on_draw is not None:
         kept_samples = jax.tree.map(lambda *s: np.concatenate(s, axis=1), *pieces)
     else:
-        number = bisect.bisect_left(due, done)
-        kept_samples = kept.samples
-        if number < capacity:
-            kept_samples = jax.tree.map(lambda s: s[:, :number], kept_samples)
+        kept_samples = _first_draws(kept.samples, bisect.bisect_left(due, done))
     diverged = np.asarray(kept.diverged)
     last = np.asarray(jax.jit(jax.vmap(is_finite))(params))
     diverged = np.where((diverged < 0) & ~last, done, diverged)
@@ -325,7 +311,16 @@ def run_chains(
             " the loss has no lower bound",
             stacklevel=3,
         )
-    return Samples(*kept_samples, params, state, diverged)
+    draws, losses, temperatures = kept_samples
+    return Samples(draws, losses, temperatures, params, state, diverged)
+
+
+def _first_draws(samples: Any, number: int) -> Any:
+    return jax.tree.map(lambda s: s if s.shape[1] == number else s[:, :number], samples)
+
+
+def _draw(samples: Any, i: int) -> Any:
+    return jax.tree.map(lambda s: s[:, i], samples)
 
 
 def _num_examples(data: Any, batch_size: int | None) -> int | None:
@@ -426,7 +421,7 @@ def _mesh(num_chains: int, params: Any) -> Mesh | None:
         if isinstance(leaf, jax.Array) and leaf.committed:
             mesh = getattr(leaf.sharding, "mesh", None)
             return mesh if mesh is not None and mesh.axis_names == ("chain",) else None
-    if jax.config.jax_default_device is not None:
+    if jax.config.jax_default_device is not None:  # type: ignore[attr-defined]
         return None
     devices = jax.local_devices()
     number = max(n for n in range(1, len(devices) + 1) if num_chains % n == 0)
@@ -436,14 +431,19 @@ def _mesh(num_chains: int, params: Any) -> Mesh | None:
 @lru_cache(maxsize=16)
 def _programs(plan: _Plan) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Two compiled functions: the carry to start from, and the carry some steps later."""
-    tx, num_chains, batch_size = plan.tx, plan.num_chains, plan.batch_size
+    tx, num_chains, batch_size, mesh = plan.tx, plan.num_chains, plan.batch_size, plan.mesh
     value_and_grad = jax.value_and_grad(plan.loss)
 
     def keep(base: jax.Array | int) -> Any:
-        where = plan.where
-        at = lambda step: where(jnp.where(step > LAST - base, LAST, base + step))
+        def where(step: jax.Array) -> jax.Array:
+            assert plan.where is not None
+            return plan.where(jnp.where(step > LAST - base, LAST, base + step))
+
         return collect(
-            plan.capacity, start=plan.start, every=plan.every, where=None if where is None else at
+            plan.capacity,
+            start=plan.start,
+            every=plan.every,
+            where=None if plan.where is None else where,
         )
 
     def gradient(params: Any, batch: tuple[Any, ...]) -> tuple[jax.Array, Any]:
@@ -461,21 +461,6 @@ def _programs(plan: _Plan) -> tuple[Callable[..., Any], Callable[..., Any]]:
         updates, opt_state = tx.update(grads, opt_state, params, value=value)
         return optax.apply_updates(params, updates), opt_state, seen
 
-    def next_order(state: SampleState) -> tuple[SampleState, jax.Array]:
-        """The examples of the next batch, `[chain, example]`."""
-
-        def shuffle(key: jax.Array, order: jax.Array) -> tuple[jax.Array, jax.Array]:
-            keys = jax.vmap(jax.random.split)(key)
-            order = jax.vmap(lambda key: jax.random.permutation(key, order.shape[1]))(keys[:, 1])
-            return keys[:, 0], order.astype(jnp.int32)
-
-        key, order = jax.lax.cond(
-            state.position == 0, shuffle, lambda *same: same, state.key, state.order
-        )
-        index = jax.lax.dynamic_slice_in_dim(order, state.position * batch_size, batch_size, 1)
-        position = (state.position + 1) % (order.shape[1] // batch_size)
-        return state._replace(key=key, order=order, position=position), index
-
     def run(carry: Any, data: Any, base: jax.Array, length: jax.Array) -> tuple[Any, Any]:
         kept_of = keep(base)
 
@@ -484,7 +469,7 @@ def _programs(plan: _Plan) -> tuple[Callable[..., Any], Callable[..., Any]]:
             if batch_size is None:
                 batch, axis = () if data is None else (data,), None
             else:
-                state, index = next_order(state)
+                state, index = _next_batch(state, batch_size)
                 batch, axis = (jax.tree.map(lambda x: x[index], data),), 0
             after, opt_state, seen = jax.vmap(step, (0, 0, axis))(params, state.opt_state, batch)
             record = (jax.vmap(plan.transform)(params), *seen)
@@ -519,20 +504,37 @@ def _programs(plan: _Plan) -> tuple[Callable[..., Any], Callable[..., Any]]:
         seen = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), seen)
         kept = jax.vmap(keep(0).init)((jax.vmap(plan.transform)(params), *seen))
         carry = jax.tree.map(jnp.copy, (params, state, kept))
-        if plan.mesh is None:
+        if mesh is None:
             return carry
-        shardings = jax.tree.map(lambda axes: NamedSharding(plan.mesh, axes), CHAIN_AXES)
+        shardings = jax.tree.map(lambda axes: NamedSharding(mesh, axes), CHAIN_AXES)
         return jax.lax.with_sharding_constraint(carry, shardings)
 
-    if plan.mesh is not None:
+    if mesh is not None:
         run = jax.shard_map(
             run,
-            mesh=plan.mesh,
-            in_specs=(CHAIN_AXES, PartitionSpec(), PartitionSpec(), PartitionSpec()),
-            out_specs=(CHAIN_AXES, PartitionSpec("chain")),
+            mesh=mesh,
+            in_specs=(CHAIN_AXES, ALL, ALL, ALL),
+            out_specs=(CHAIN_AXES, EACH),
             check_vma=False,
         )
     return jax.jit(begin), jax.jit(run, donate_argnums=0)
+
+
+def _next_batch(state: SampleState, batch_size: int) -> tuple[SampleState, jax.Array]:
+    """The examples of the next batch, `[chain, example]`, and the state after it."""
+
+    def shuffle(key: jax.Array, order: jax.Array) -> tuple[jax.Array, jax.Array]:
+        keys = jax.vmap(jax.random.split)(key)
+        order = jax.vmap(lambda key: jax.random.permutation(key, order.shape[1]))(keys[:, 1])
+        return keys[:, 0], order.astype(jnp.int32)
+
+    assert state.order is not None
+    key, order = jax.lax.cond(
+        state.position == 0, shuffle, lambda *same: same, state.key, state.order
+    )
+    index = jax.lax.dynamic_slice_in_dim(order, state.position * batch_size, batch_size, 1)
+    position = (state.position + 1) % (order.shape[1] // batch_size)
+    return state._replace(key=key, order=order, position=position), index
 
 
 def _first_state(
@@ -572,11 +574,11 @@ def _interrupts() -> Iterator[list[bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _bar(num_steps: int) -> Callable[[int, Any], None]:
+def _bar(num_steps: int) -> Callable[[int, int, Any], None]:
     """A function that writes how far the chains are over the line that it wrote before."""
     began = time.perf_counter()
 
-    def write(done: int, seen: Any) -> None:
+    def write(done: int, length: int, seen: Any) -> None:
         seconds = time.perf_counter() - began
         if seen is None:
             sys.stderr.write("\n")
@@ -584,8 +586,8 @@ def _bar(num_steps: int) -> Callable[[int, Any], None]:
             loss, temperatures = seen
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)  # of a mean over no chain
-                means = [f"{np.nanmean(t):.3g}" for t in temperatures if t is not None]
-                loss = f"{np.nanmean(loss):.4g}"
+                means = [f"{np.nanmean(t) / length:.3g}" for t in temperatures if t is not None]
+                loss = f"{np.nanmean(loss) / length:.4g}"
             left = seconds / done * (num_steps - done)
             filled = 20 * done // num_steps
             sys.stderr.write(
