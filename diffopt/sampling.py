@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from .chains import split_keys
 from .cyclical import Schedule
 from .diagnostics import kinetic_temperature
-from .keys import check_key, make_key
+from .keys import check_key, derive_key
 from .posterior import LAST, Samples, Temperatures, collect, is_finite
 from .scalars import check_int
 from .trees import check_inexact, mean_product
@@ -264,7 +264,7 @@ def run_chains(
     if plan.mesh is not None:
         data = jax.device_put(data, NamedSharding(plan.mesh, ALL))
         params = jax.device_put(params, NamedSharding(plan.mesh, EACH if led else ALL))
-    carry = begin(params, opt_state, make_key(key), data)
+    carry = begin(params, opt_state, derive_key(key, "sample"), data)
 
     done, length = 0, 1
     pieces: list[Any] = []
@@ -492,7 +492,8 @@ def _programs(plan: _Plan) -> tuple[Callable[..., Any], Callable[..., Any]]:
             zero, order = jnp.zeros([], jnp.int32), None
             if batch_size is not None:
                 order = jnp.zeros((num_chains, plan.num_examples), jnp.int32)
-            keys = jax.random.split(jax.random.fold_in(key, 0), num_chains)
+            key, examples = jax.random.split(key)
+            keys = jax.random.split(examples, num_chains)
             opt_state = _first_state(tx, params, num_chains, key)
             state = SampleState(opt_state, zero, zero, keys, order)
         if batch_size is None:
@@ -540,17 +541,20 @@ def _next_batch(state: SampleState, batch_size: int) -> tuple[SampleState, jax.A
 def _first_state(
     tx: optax.GradientTransformation, params: Any, num_chains: int, key: jax.Array
 ) -> Any:
-    """The state of each chain, with `key` folded into its keys, each by its own place."""
+    """The state of each chain, with `key` folded into the keys that `split_keys` splits."""
     is_key = lambda x: jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
-    leaves, treedef = jax.tree.flatten(tx.init(jax.tree.map(lambda p: p[0], params)))
-    for place, leaf in enumerate(leaves):
-        if is_key(leaf):
-            for word in jax.random.bits(jax.random.fold_in(key, place + 1), (2,)):
-                leaf = jax.random.fold_in(leaf, word)
-            leaves[place] = leaf
-    split = split_keys(jax.tree.unflatten(treedef, leaves), num_chains)
+
+    first, second = jax.random.bits(key, (2,))
+
+    def fold(leaf: Any) -> Any:
+        if not is_key(leaf):
+            return leaf
+        both = lambda k: jax.random.fold_in(jax.random.fold_in(k, first), second)
+        return jax.vmap(both)(leaf.reshape(-1)).reshape(leaf.shape)
+
+    one = jax.tree.map(fold, tx.init(jax.tree.map(lambda p: p[0], params)))
     own = jax.vmap(tx.init)(params)  # for what depends on the start
-    return jax.tree.map(lambda s, o: s if is_key(s) else o, split, own)
+    return jax.tree.map(lambda s, o: s if is_key(s) else o, split_keys(one, num_chains), own)
 
 
 @contextmanager
