@@ -37,9 +37,9 @@ class SampleState(NamedTuple):
       opt_state: the state of the transformation, `[chain, ...]`.
       step: steps taken, an int32 scalar that stays at 2³¹ - 1 once it is there.
       position: batches taken of the present epoch, an int32 scalar.
-      key: for the order of the examples, `[chain]`.
-      order: the examples in the order of the present epoch, `[chain, example]`; `None` without
-        batches.
+      key: of the present epoch.
+      order: the examples in the order of the present epoch, in which each chain begins somewhere
+        else; `None` without batches.
     """
 
     opt_state: Any
@@ -51,7 +51,7 @@ class SampleState(NamedTuple):
 
 # How (params, SampleState, CollectState) lie on the devices that share the chains.
 EACH, ALL = PartitionSpec("chain"), PartitionSpec()
-CHAIN_AXES: Any = (EACH, SampleState(EACH, ALL, ALL, EACH, EACH), EACH)  # type: ignore[arg-type]
+CHAIN_AXES: Any = (EACH, SampleState(EACH, ALL, ALL, ALL, ALL), EACH)  # type: ignore[arg-type]
 
 
 class _Plan(NamedTuple):
@@ -233,6 +233,13 @@ def run_chains(
     if batch_size == num_examples:
         batch_size = None
     num_chains, led = _num_chains(params, num_chains, opt_state)
+    if opt_state is not None:
+        before = None if opt_state.order is None else len(opt_state.order)
+        if before != (None if batch_size is None else num_examples):
+            raise ValueError(
+                f"opt_state is of batches of {before} examples, got data of {num_examples} and"
+                f" batch_size={batch_size}: go on with the same"
+            )
     one = jax.tree.map(
         lambda p: jax.ShapeDtypeStruct(jnp.shape(p)[led:], jnp.result_type(p)), params
     )
@@ -363,13 +370,15 @@ def _num_chains(
     ((length,),) = lengths
     if length < 1:
         raise ValueError("params have no chain")
-    if opt_state is not None and opt_state.key.shape != (length,):
-        raise ValueError(
-            f"params have {length} chains and opt_state has {opt_state.key.shape[0]}: go on with"
-            " the params of the same Samples"
-        )
     if num_chains not in (None, 1, length):
-        raise ValueError(f"num_chains is {num_chains}, but opt_state has {length} chains")
+        raise ValueError(f"num_chains is {num_chains}, but params have {length} chains")
+    if opt_state is not None:
+        for leaf in jax.tree.leaves(opt_state.opt_state):
+            if jnp.shape(leaf)[:1] != (length,):
+                raise ValueError(
+                    f"params have {length} chains and opt_state has {jnp.shape(leaf)[0]}: go on"
+                    " with both of the same Samples"
+                )
     return length, True
 
 
@@ -469,7 +478,7 @@ def _programs(plan: _Plan) -> tuple[Callable[..., Any], Callable[..., Any]]:
             if batch_size is None:
                 batch, axis = () if data is None else (data,), None
             else:
-                state, index = _next_batch(state, batch_size)
+                state, index = _next_batch(state, chains, batch_size)
                 batch, axis = (jax.tree.map(lambda x: x[index], data),), 0
             after, opt_state, seen = jax.vmap(step, (0, 0, axis))(params, state.opt_state, batch)
             record = (jax.vmap(plan.transform)(params), *seen)
@@ -478,6 +487,9 @@ def _programs(plan: _Plan) -> tuple[Callable[..., Any], Callable[..., Any]]:
             return (after, state, kept), jax.tree.map(jnp.add, meter, seen)
 
         params, state, kept = carry
+        chains = jnp.arange(len(kept.count))
+        if mesh is not None:
+            chains += jax.lax.axis_index("chain") * len(kept.count)
         if plan.renew:
             empty = jax.vmap(kept_of.init)(jax.tree.map(lambda s: s[:, 0], kept.samples))
             kept = kept._replace(samples=empty.samples, count=empty.count)
@@ -491,11 +503,10 @@ def _programs(plan: _Plan) -> tuple[Callable[..., Any], Callable[..., Any]]:
             )
             zero, order = jnp.zeros([], jnp.int32), None
             if batch_size is not None:
-                order = jnp.zeros((num_chains, plan.num_examples), jnp.int32)
+                order = jnp.arange(plan.num_examples, dtype=jnp.int32)
             key, examples = jax.random.split(key)
-            keys = jax.random.split(examples, num_chains)
             opt_state = _first_state(tx, params, num_chains, key)
-            state = SampleState(opt_state, zero, zero, keys, order)
+            state = SampleState(opt_state, zero, zero, examples, order)
         if batch_size is None:
             batch, axis = () if data is None else (data,), None
         else:
@@ -521,21 +532,30 @@ def _programs(plan: _Plan) -> tuple[Callable[..., Any], Callable[..., Any]]:
     return jax.jit(begin), jax.jit(run, donate_argnums=0)
 
 
-def _next_batch(state: SampleState, batch_size: int) -> tuple[SampleState, jax.Array]:
-    """The examples of the next batch, `[chain, example]`, and the state after it."""
+def _next_batch(
+    state: SampleState, chains: jax.Array, batch_size: int
+) -> tuple[SampleState, jax.Array]:
+    """The examples of the next batch of each of `chains`, `[chain, example]`.
+
+    One order serves all chains, as a sort for each would cost more than the step of a small model.
+    Each begins at a random place, so that two batches overlap as two independent ones on average.
+    """
+    assert state.order is not None
+    (number,) = state.order.shape
 
     def shuffle(key: jax.Array, order: jax.Array) -> tuple[jax.Array, jax.Array]:
-        keys = jax.vmap(jax.random.split)(key)
-        order = jax.vmap(lambda key: jax.random.permutation(key, order.shape[1]))(keys[:, 1])
-        return keys[:, 0], order.astype(jnp.int32)
+        key, subkey = jax.random.split(key)
+        return key, jax.random.permutation(subkey, order)
 
-    assert state.order is not None
     key, order = jax.lax.cond(
         state.position == 0, shuffle, lambda *same: same, state.key, state.order
     )
-    index = jax.lax.dynamic_slice_in_dim(order, state.position * batch_size, batch_size, 1)
-    position = (state.position + 1) % (order.shape[1] // batch_size)
-    return state._replace(key=key, order=order, position=position), index
+    first = jax.vmap(
+        lambda chain: jax.random.randint(jax.random.fold_in(key, chain), (), 0, number)
+    )
+    places = first(chains)[:, None] + state.position * batch_size + jnp.arange(batch_size)
+    position = (state.position + 1) % (number // batch_size)
+    return state._replace(key=key, order=order, position=position), order[places % number]
 
 
 def _first_state(
