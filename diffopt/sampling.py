@@ -229,7 +229,7 @@ def run_chains(
     check_inexact(params)
     if not jax.tree.leaves(params):
         raise ValueError("params has no leaves")
-    num_examples = _num_examples(data, batch_size)
+    num_examples = count_examples(data, batch_size)
     if batch_size == num_examples:
         batch_size = None
     num_chains, led = _num_chains(params, num_chains, opt_state)
@@ -243,7 +243,7 @@ def run_chains(
     one = jax.tree.map(
         lambda p: jax.ShapeDtypeStruct(jnp.shape(p)[led:], jnp.result_type(p)), params
     )
-    _check_loss(loss, one, data, batch_size)
+    check_loss(loss, one, data, batch_size)
 
     base = 0 if opt_state is None else int(opt_state.step)
     due = _due(num_steps, start, every, where, base)
@@ -330,7 +330,7 @@ def _draw(samples: Any, i: int) -> Any:
     return jax.tree.map(lambda s: s[:, i], samples)
 
 
-def _num_examples(data: Any, batch_size: int | None) -> int | None:
+def count_examples(data: Any, batch_size: int | None) -> int | None:
     """The length of the leading axis of `data`, after the checks on it and on `batch_size`."""
     if batch_size is not None:
         check_int("batch_size", batch_size, least=1)
@@ -382,7 +382,7 @@ def _num_chains(
     return length, True
 
 
-def _check_loss(loss: Callable[..., Any], params: Any, data: Any, batch_size: int | None) -> None:
+def check_loss(loss: Callable[..., Any], params: Any, data: Any, batch_size: int | None) -> None:
     """Raise unless `loss` gives a real scalar, without running it."""
     batch = () if data is None else (_like_batch(data, batch_size),)
     value = jax.eval_shape(loss, params, *batch)
@@ -478,7 +478,7 @@ def _programs(plan: _Plan) -> tuple[Callable[..., Any], Callable[..., Any]]:
             if batch_size is None:
                 batch, axis = () if data is None else (data,), None
             else:
-                state, index = _next_batch(state, chains, batch_size)
+                state, index = next_batch(state, chains, batch_size)
                 batch, axis = (jax.tree.map(lambda x: x[index], data),), 0
             after, opt_state, seen = jax.vmap(step, (0, 0, axis))(params, state.opt_state, batch)
             record = (jax.vmap(plan.transform)(params), *seen)
@@ -532,7 +532,7 @@ def _programs(plan: _Plan) -> tuple[Callable[..., Any], Callable[..., Any]]:
     return jax.jit(begin), jax.jit(run, donate_argnums=0)
 
 
-def _next_batch(
+def next_batch(
     state: SampleState, chains: jax.Array, batch_size: int
 ) -> tuple[SampleState, jax.Array]:
     """The examples of the next batch of each of `chains`, `[chain, example]`.
