@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import operator
 from typing import Any
 
 import jax
@@ -48,6 +49,19 @@ def _real(name: str, value: jax.Array) -> jax.Array:
     if not isinstance(value, jax.core.Tracer) and jnp.any(jnp.imag(value)):
         raise TypeError(f"{name} must be a real scalar, got {value!r}")
     return jnp.real(value)
+
+
+def check_int(name: str, value: Any, *, least: float = -math.inf) -> int:
+    """`value` as an int; raise unless it is one, and ≥ `least`."""
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None:
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if number < least:
+        raise ValueError(f"{name} must be ≥ {least}, got {value!r}")
+    return number
 
 
 def check_scalar(name: str, value: Any, *, positive: bool = False) -> None:
