@@ -264,7 +264,7 @@ def _sampled_losses(
     batch_size: int | None,
     key: int | jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Check the arguments; the losses `[chain, step]` of chains from `params`, and the loss there."""
+    """Losses `[chain, step]` of chains from `params`, and the loss there; arguments checked."""
     check_inexact(params)
     check_number("step_size", step_size, positive=True)
     check_key(key)
@@ -365,7 +365,7 @@ def _loss_of_all(
 
 
 def _estimate(losses: jax.Array, per_chain: jax.Array) -> Estimate:
-    """The mean over the chains whose losses are all finite, with a warning that names the others."""
+    """The mean over the chains that stayed finite, with a warning that names the others."""
     finite = np.isfinite(losses)
     good = per_chain[finite.all(1)]
     if not len(good):
