@@ -1,9 +1,8 @@
 """What a diffusion tells of a minimum: the local learning coefficient, and the free energy."""
 
 import math
-import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .chains import split_keys
-from .keys import check_key, make_key
+from .keys import check_key
 from .overdamped import sgld
 from .priors import gaussian_prior
-from .scalars import check_number
+from .sampling import _check_loss, _num_examples, run_chains
+from .scalars import check_int, check_number
 from .trees import check_inexact
 
 
@@ -74,19 +73,18 @@ def local_learning_coefficient(
     have to be flat after `burn_in`; halve the step and compare. A λ̂ below 0 says that w* is not a
     minimum: there is lower loss nearby.
 
-    With minibatches each step also takes the loss of its batch at w*, so that λ̂ is the mean of
-    the difference: the same expectation, without the spread of the batches. Batches are drawn
-    with replacement. The program is compiled once for each `loss` and `sampler`: pass the same
-    functions every time, not new lambdas.
+    With minibatches the loss of each batch is taken less what its examples had at w*, which has
+    the same mean without the spread of the batches. The program is compiled once for the same
+    functions, numbers and shapes: pass the same `loss` and `sampler` every time, not new lambdas.
 
     Args:
-      loss: `loss(params, batch)`, the mean loss over a batch, a real scalar; with `data=None`,
-        `loss(params)`. Without weight decay or prior: `localization` is the prior.
+      loss: `loss(params, batch)`, the mean over the examples of a batch, a real scalar; with
+        `data=None`, `loss(params)`. Without weight decay or prior: `localization` is the prior.
       params: w*, the trained parameters; all chains start there.
       data: a tree of arrays with one leading axis of n examples, or None.
       temperature: T > 0, in units of the loss; by default log(n)/n. Needed with `data=None`.
       localization: the pull to w*, ≥ 0, in units of 1/w²; 0 for none.
-      sampler: `sampler(step_size, temperature, key=key)` gives the transformation: `sgld`, `baoab`
+      sampler: `sampler(step_size, temperature)` gives the transformation: `sgld`, `baoab`
         or any of diffopt's, or `functools.partial` of one.
       step_size: of the sampler, > 0.
       num_steps: of each chain, with those of `burn_in`.
@@ -99,14 +97,13 @@ def local_learning_coefficient(
       An `Estimate`: λ̂, its standard error over chains, λ̂ of each chain, and the losses.
 
     Warns:
-      UserWarning: chains diverged: which, and at which steps. The mean leaves them out.
+      UserWarning: a chain diverged: which, and at which step. The mean leaves it out.
 
     Raises:
       ValueError: a number is out of its range; `data` have no common leading axis, or are None
-        while there is no `temperature` or there is a `batch_size`; `loss` is no scalar; every chain
-        diverged.
+        while there is no `temperature` or there is a `batch_size`; every chain diverged.
       TypeError: an argument is of the wrong type; a parameter is not floating-point; `loss` is not
-        real.
+        a real scalar.
 
     Example:
       w₁²w₂² has λ = 1/2 and m = 2, and at T = 0.01, by quadrature, λ̂ = 0.354.
@@ -124,18 +121,19 @@ def local_learning_coefficient(
       <https://arxiv.org/abs/2308.12108>`_, AISTATS 2025. Watanabe, `A Widely Applicable Bayesian
       Information Criterion <https://arxiv.org/abs/1208.6338>`_, JMLR 2013.
     """
+    check_key(key)
+    check_number("step_size", step_size, positive=True)
     check_number("localization", localization)
     if temperature is None:
-        if data is None:
-            raise ValueError("temperature has to be given where data is None")
-        n = _num_examples(data)
-        temperature = math.log(n) / n
+        temperature = _watanabe_temperature(data)
     check_number("temperature", temperature, positive=True)
-    losses, start = _sampled_losses(
-        loss, params, data, temperature, localization, None, sampler=sampler, step_size=step_size,
-        num_steps=num_steps, burn_in=burn_in, num_chains=num_chains, batch_size=batch_size, key=key,
+    tx = _localized(sampler, float(step_size), float(temperature), float(localization))
+    losses = _run(
+        loss, tx, params, data, num_steps=num_steps, burn_in=burn_in, num_chains=num_chains,
+        batch_size=batch_size, key=key,
     )  # fmt: skip
-    return _estimate(losses, (losses[:, burn_in:].mean(1) - start) / temperature)
+    excess = losses[:, burn_in:] - losses[:, :1]
+    return _estimate(excess.mean(1) / temperature, losses)
 
 
 def wbic(
@@ -168,12 +166,12 @@ def wbic(
     WBIC, which is therefore as uncertain as F is by a factor of order 1 in the prior.
 
     Args:
-      loss: `loss(params, batch)`, the mean negative log-likelihood over a batch, with all its
-        constants and without the prior.
+      loss: `loss(params, batch)`, the mean negative log-likelihood of the examples of a batch, a
+        real scalar, with all its constants and without the prior.
       params: where all chains start; the trained parameters save burn-in.
       data: a tree of arrays with one leading axis of n examples, n ≥ 2.
       log_prior: `log_prior(params)`, the log density of the prior up to a constant, a real scalar.
-      sampler: `sampler(step_size, temperature, key=key)` gives the transformation.
+      sampler: `sampler(step_size, temperature)` gives the transformation.
       step_size: of the sampler, > 0.
       num_steps: of each chain, with those of `burn_in`.
       burn_in: steps at the beginning that the mean leaves out, from 0 to below `num_steps`.
@@ -185,13 +183,13 @@ def wbic(
       An `Estimate`, in nats for all n examples; `losses` are those of one example, L.
 
     Warns:
-      UserWarning: chains diverged: which, and at which steps. The mean leaves them out.
+      UserWarning: a chain diverged: which, and at which step. The mean leaves it out.
 
     Raises:
       ValueError: a number is out of its range; `data` have no common leading axis of at least 2;
-        `loss` or `log_prior` is no scalar; every chain diverged.
+        every chain diverged.
       TypeError: an argument is of the wrong type; a parameter is not floating-point; `loss` or
-        `log_prior` is not real.
+        `log_prior` is not a real scalar.
 
     Example:
       The mean of 100 numbers of unit variance under the prior N(0, 1), where F is known.
@@ -211,170 +209,118 @@ def wbic(
       Watanabe, `A Widely Applicable Bayesian Information Criterion
       <https://arxiv.org/abs/1208.6338>`_, JMLR 2013.
     """
-    if data is None:
-        raise ValueError("wbic needs data: its temperature is log(n)/n for n examples")
-    n = _num_examples(data)
-    _check_real_scalar("log_prior", log_prior, params)
-    losses, _ = _sampled_losses(
-        loss, params, data, math.log(n) / n, 0.0, log_prior, sampler=sampler, step_size=step_size,
+    check_key(key)
+    check_number("step_size", step_size, positive=True)
+    temperature = _watanabe_temperature(data)
+    prior = jax.eval_shape(log_prior, params)
+    if getattr(prior, "shape", None) != () or not jnp.issubdtype(prior.dtype, jnp.floating):
+        raise TypeError(f"log_prior must give a real scalar, got {prior}")
+    losses = _run(
+        loss, _with_prior(sampler, float(step_size), temperature, log_prior), params, data,
         num_steps=num_steps, burn_in=burn_in, num_chains=num_chains, batch_size=batch_size, key=key,
     )  # fmt: skip
-    return _estimate(losses, n * losses[:, burn_in:].mean(1))
+    n = _num_examples(data, batch_size)
+    return _estimate(n * losses[:, burn_in:].mean(1), losses)
 
 
-def _num_examples(data: Any) -> int:
-    lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(data)}
-    if len(lengths) != 1 or lengths == {()}:
-        raise ValueError(f"data need one leading axis of examples, got {sorted(lengths)}")
-    ((n,),) = lengths
-    if n < 2:
-        raise ValueError(f"data need at least 2 examples, as T = log(n)/n, got {n}")
-    return n
+def _watanabe_temperature(data: Any) -> float:
+    """log(n)/n for n examples."""
+    n = _num_examples(data, None)
+    if n is None or n < 2:
+        raise ValueError(
+            f"T = log(n)/n needs data of at least 2 examples, got {n}; without data,"
+            " local_learning_coefficient needs a temperature"
+        )
+    return math.log(n) / n
 
 
-def _check_whole(name: str, value: Any, low: int, high: float = math.inf) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if not low <= value <= high:
-        bounds = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-        raise ValueError(f"{name} must be {bounds}, got {value}")
-
-
-def _check_real_scalar(name: str, fn: Callable[..., Any], *args: Any) -> None:
-    out: Any = jax.eval_shape(fn, *args)
-    if getattr(out, "shape", None) != ():
-        raise ValueError(f"{name} must return a scalar, got {out}")
-    if not jnp.issubdtype(out.dtype, jnp.floating):
-        raise TypeError(f"{name} must return a real number, got {out}")
-
-
-def _sampled_losses(
-    loss: Callable[..., jax.Array],
-    params: Any,
-    data: Any,
-    temperature: float,
-    localization: float,
-    log_prior: Callable[[Any], jax.Array] | None,
-    *,
+@lru_cache(maxsize=16)
+def _localized(
     sampler: Callable[..., optax.GradientTransformation],
     step_size: float,
+    temperature: float,
+    localization: float,
+) -> optax.GradientTransformation:
+    """The chain's transformation; the same object for the same arguments, as programs are kept."""
+    tx = sampler(step_size, temperature)
+    if localization == 0:
+        return tx
+    return optax.chain(gaussian_prior(1 / localization, temperature, center="init"), tx)
+
+
+@lru_cache(maxsize=16)
+def _with_prior(
+    sampler: Callable[..., optax.GradientTransformation],
+    step_size: float,
+    temperature: float,
+    log_prior: Callable[[Any], jax.Array],
+) -> optax.GradientTransformation:
+    """Likewise, with the gradient of -T log p(θ) added."""
+
+    def pull(updates: Any, params: Any) -> Any:
+        slopes = jax.tree.map(jnp.conj, jax.grad(log_prior)(params))
+        return jax.tree.map(lambda g, s: (g - temperature * s).astype(g.dtype), updates, slopes)
+
+    return optax.chain(optax.stateless(pull), sampler(step_size, temperature))
+
+
+def _run(
+    loss: Callable[..., jax.Array],
+    tx: optax.GradientTransformation,
+    params: Any,
+    data: Any,
+    *,
     num_steps: int,
     burn_in: int,
     num_chains: int,
     batch_size: int | None,
     key: int | jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Losses `[chain, step]` of chains from `params`, and the loss there; arguments checked."""
-    check_inexact(params)
-    check_number("step_size", step_size, positive=True)
-    check_key(key)
-    _check_whole("num_steps", num_steps, 1)
-    _check_whole("burn_in", burn_in, 0, num_steps - 1)
-    _check_whole("num_chains", num_chains, 1)
-    if data is None:
-        if batch_size is not None:
-            raise ValueError(f"batch_size={batch_size} needs data")
-        _check_real_scalar("loss", loss, params)
-    else:
-        n = _num_examples(data)
-        if batch_size is not None:
-            _check_whole("batch_size", batch_size, 1, n)
-        data = jax.tree.map(jnp.asarray, data)
-        _check_real_scalar("loss", loss, params, data)
-    return _run(
-        params, data, temperature, localization, step_size, make_key(key), loss=loss,
-        log_prior=log_prior, sampler=sampler, num_steps=num_steps, num_chains=num_chains,
-        batch_size=batch_size,
-    )  # fmt: skip
-
-
-@partial(
-    jax.jit,
-    static_argnames=("loss", "log_prior", "sampler", "num_steps", "num_chains", "batch_size"),
-)
-def _run(
-    params: Any,
-    data: Any,
-    temperature: jax.Array,
-    localization: jax.Array,
-    step_size: jax.Array,
-    key: jax.Array,
-    *,
-    loss: Callable[..., jax.Array],
-    log_prior: Callable[[Any], jax.Array] | None,
-    sampler: Callable[..., optax.GradientTransformation],
-    num_steps: int,
-    num_chains: int,
-    batch_size: int | None,
-) -> tuple[jax.Array, jax.Array]:
-    sampler_key, batch_key = jax.random.split(key)
-    if log_prior is None:  # a localization of 0 is a variance of ∞
-        prior = gaussian_prior(1 / localization, temperature, center="init")
-    else:
-        prior = _log_prior(log_prior, temperature)
-    tx = optax.chain(prior, sampler(step_size, temperature, key=sampler_key))
-    start = _loss_of_all(loss, params, data, batch_size)
-
-    def step(carry: Any, key: jax.Array) -> Any:
-        w, opt_state = carry
-        if batch_size is None:
-            batch, reference = (() if data is None else (data,)), start
-        else:
-            index = jax.random.randint(key, (batch_size,), 0, len(jax.tree.leaves(data)[0]))
-            batch = (jax.tree.map(lambda x: x[index], data),)
-            reference = loss(params, *batch)
-        value, grads = jax.value_and_grad(loss)(w, *batch)
-        updates, opt_state = tx.update(grads, opt_state, w)
-        return (optax.apply_updates(w, updates), opt_state), value - reference + start
-
-    def chain(opt_state: Any, key: jax.Array) -> jax.Array:
-        keys = jax.random.split(key, num_steps)
-        return jax.lax.scan(step, (params, opt_state), keys)[1]
-
-    states = split_keys(tx.init(params), num_chains)
-    return jax.vmap(chain)(states, jax.random.split(batch_key, num_chains)), start
-
-
-def _log_prior(
-    log_prior: Callable[[Any], jax.Array], temperature: jax.Array
-) -> optax.GradientTransformation:
-    """Adds the gradient of -T log p(θ)."""
-
-    def pull(updates: Any, params: Any) -> Any:
-        slopes = jax.grad(log_prior)(params)
-        return jax.tree.map(lambda g, s: (g - temperature * s).astype(g.dtype), updates, slopes)
-
-    return optax.stateless(pull)
-
-
-def _loss_of_all(
-    loss: Callable[..., jax.Array], params: Any, data: Any, batch_size: int | None
 ) -> jax.Array:
-    """The mean loss over all of `data`, `batch_size` examples at a time."""
-    if data is None:
-        return loss(params)
+    """L along chains of `tx`, `[chain, step]`; not finite at the end of one that diverged."""
+    check_int("num_steps", num_steps, least=1)
+    check_int("burn_in", burn_in, least=0)
+    if burn_in >= num_steps:
+        raise ValueError(f"burn_in must be < num_steps = {num_steps}, got {burn_in}")
+    check_inexact(params)
+    _num_examples(data, batch_size)
+    _check_loss(loss, params, data, batch_size)
+    run = partial(
+        run_chains, tx, num_steps=num_steps, num_chains=num_chains, key=key, transform=_nothing
+    )
     if batch_size is None:
-        return loss(params, data)
-    n = len(jax.tree.leaves(data)[0])
-    whole = n - n % batch_size
-    batches = jax.tree.map(lambda x: x[:whole].reshape(-1, batch_size, *x.shape[1:]), data)
-    total = batch_size * jax.lax.map(partial(loss, params), batches).sum()
-    if whole < n:
-        total += (n - whole) * loss(params, jax.tree.map(lambda x: x[whole:], data))
-    return total / n
+        losses = run(loss, params, data).losses
+    else:
+        references = _loss_of_each(params, data, loss=loss, batch_size=batch_size)
+        relative = run(_less_reference(loss), params, (data, references), batch_size=batch_size)
+        losses = relative.losses + references.mean()
+    if losses.shape[1] <= burn_in:
+        raise KeyboardInterrupt
+    return losses
 
 
-def _estimate(losses: jax.Array, per_chain: jax.Array) -> Estimate:
-    """The mean over the chains that stayed finite, with a warning that names the others."""
-    finite = np.isfinite(losses)
-    good = per_chain[finite.all(1)]
+def _nothing(params: Any) -> tuple[()]:
+    del params
+    return ()
+
+
+@partial(jax.jit, static_argnames=("loss", "batch_size"))
+def _loss_of_each(
+    params: Any, data: Any, *, loss: Callable[..., jax.Array], batch_size: int
+) -> jax.Array:
+    """The loss of each example, `[example]`; `batch_size` of them are in memory at once."""
+    of_one = lambda example: loss(params, jax.tree.map(lambda x: x[None], example))
+    return jax.lax.map(of_one, data, batch_size=batch_size)
+
+
+@lru_cache(maxsize=16)
+def _less_reference(loss: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`loss` less the losses that its examples had at the start: the same function every time."""
+    return lambda params, batch: loss(params, batch[0]) - jnp.mean(batch[1])
+
+
+def _estimate(per_chain: jax.Array, losses: jax.Array) -> Estimate:
+    good = per_chain[np.isfinite(per_chain)]
     if not len(good):
         raise ValueError("every chain diverged: take a shorter step_size")
-    if len(good) < len(per_chain):
-        diverged = ", ".join(
-            f"chain {chain} at step {finite[chain].argmin()}"
-            for chain in np.flatnonzero(~finite.all(1))
-        )
-        warnings.warn(f"diverged and left out: {diverged}; take a shorter step_size", stacklevel=3)
     error = good.std(ddof=1) / math.sqrt(len(good)) if len(good) > 1 else jnp.full([], jnp.nan)
     return Estimate(good.mean(), error, per_chain, losses)

