@@ -219,7 +219,7 @@ def wbic(
         loss, _with_prior(sampler, float(step_size), temperature, log_prior), params, data,
         num_steps=num_steps, burn_in=burn_in, num_chains=num_chains, batch_size=batch_size, key=key,
     )  # fmt: skip
-    n = _num_examples(data, batch_size)
+    n = len(jax.tree.leaves(data)[0])
     return _estimate(n * losses[:, burn_in:].mean(1), losses)
 
 

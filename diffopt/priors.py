@@ -1,5 +1,6 @@
 """Priors as gradients: what pulls a chain towards where the parameters were believed to be."""
 
+import numbers
 from typing import Any, NamedTuple
 
 import jax
@@ -95,7 +96,7 @@ def gaussian_prior(
     if from_init and center != "init":
         raise ValueError(f'center must be "init", a number or a tree of them, got {center!r}')
     for leaf in [] if from_init else jax.tree.leaves(center):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.number):
+        if not isinstance(leaf, numbers.Number | np.ndarray | jax.Array):
             raise TypeError(f"center must be made of numbers, got {leaf!r}")
         if not isinstance(leaf, jax.core.Tracer) and not np.all(np.isfinite(leaf)):
             raise ValueError(f"center must be finite, got {leaf!r}")
