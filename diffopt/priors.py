@@ -98,7 +98,7 @@ def gaussian_prior(
     for leaf in [] if from_init else jax.tree.leaves(center):
         if not isinstance(leaf, numbers.Number | np.ndarray | jax.Array):
             raise TypeError(f"center must be made of numbers, got {leaf!r}")
-        if not isinstance(leaf, jax.core.Tracer) and not np.all(np.isfinite(leaf)):
+        if not isinstance(leaf, jax.core.Tracer) and not np.isfinite(np.asarray(leaf)).all():
             raise ValueError(f"center must be finite, got {leaf!r}")
     is_number = jax.tree_util.all_leaves([center]) and np.ndim(center) == 0
 
