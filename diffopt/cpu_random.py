@@ -63,12 +63,17 @@ def threefry(key: jax.Array, counter: jax.Array) -> tuple[jax.Array, jax.Array]:
     return x0, x1
 
 
+def counter(shape: tuple[int, ...]) -> jax.Array:
+    """The index of each element of an array of `shape` in the order of memory, as uint32."""
+    index = jnp.zeros(shape, jnp.uint32)
+    for axis, size in enumerate(shape):
+        index = index * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    return index
+
+
 def fused_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """`jax.random.bits(key, shape)`, written so that it fuses on a CPU."""
-    counter = jnp.zeros(shape, jnp.uint32)
-    for axis, size in enumerate(shape):
-        counter = counter * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-    x0, x1 = threefry(key, counter)
+    x0, x1 = threefry(key, counter(shape))
     return x0 ^ x1
 
 

@@ -50,7 +50,9 @@ def sampler(
         `kinetic_temperature`.
       key: an int or a PRNG key, typed or raw. Give each chain, and each sampler in one program,
         its own.
-      noise: the law of ξ: `"gaussian"`, `"rademacher"` (±1 with equal probability, from one random
+      noise: the law of ξ: `"gaussian"` (the numbers of `jax.random.normal`), `"gaussian16"` (a
+        Gaussian from 16 bits, several times cheaper: moments to the fourth within 2·10⁻⁵, none
+        beyond ±4.43, a stream of its own), `"rademacher"` (±1 with equal probability, from one random
         bit; mean, variance and third moment are those of a Gaussian, so an Euler-Maruyama step
         keeps its weak order 1, but a step never moves an element further than its standard
         deviation), or a function `(key, shape, dtype) -> array` of mean 0 and variance 1, which

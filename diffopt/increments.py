@@ -81,7 +81,7 @@ def increments(key: jax.Array, tree: Any, noise: Noise) -> Any:
     Args:
       key: a typed PRNG key, used for this increment only.
       tree: a tree of arrays of floating or complex dtype.
-      noise: `"gaussian"`, `"rademacher"`, or a function `(key, shape, dtype) -> array`, which is
+      noise: a name in `NOISES`, or a function `(key, shape, dtype) -> array`, which is
         called once for each leaf, or once with shape (2, ...) for a complex one.
 
     Raises:
