@@ -1,20 +1,16 @@
 """What a chain costs when many run in one program, by one after another and by BlackJAX's SGLD.
 
-    python -m benchmarks.chains
-    python -m benchmarks.chains --json chains.json --png chains.png
+    python -m benchmarks.chains [--out DIR]
 
 Every chain is a network of 64-32-10 neurons on scikit-learn's digits, at batch 32. All three ways
-take the same gradients on the same batches. The rounds are interleaved; the median is reported.
+take the same gradients on the same batches. They take turns; the median is reported.
 """
 
-import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +24,9 @@ from rich.table import Table
 from sklearn.datasets import load_digits
 
 import diffopt
+
+from .lib import cli, machine, plots, timing
+from .lib.plots import plt
 
 CHAINS = (1, 2, 4, 8, 16, 32, 64)
 BATCH_SIZE, LEARNING_RATE, TEMPERATURE = 32, 0.01, 1 / 1797
@@ -109,13 +108,9 @@ def measure(steps: int, rounds: int, chains: tuple[int, ...], console: Console) 
     rows = []
     for num_chains in track(chains, "chains", console=console, transient=True):
         ways = programs(num_chains, batches)
-        times: dict[str, list[float]] = {way: [] for way in ways}
-        for round_ in range(rounds + 1):  # the first is a warm-up
-            for way, run in ways.items():
-                clock = time.perf_counter()
-                jax.block_until_ready(run())
-                if round_:
-                    times[way].append(time.perf_counter() - clock)
+        runs = {way: timing.timed(program) for way, program in ways.items()}
+        timing.in_turn(runs, 1)  # a warm-up
+        times = timing.in_turn(runs, rounds)
         rows.append(
             {"chains": num_chains}
             | {w: 1e6 * statistics.median(t) / steps / num_chains for w, t in times.items()}
@@ -123,44 +118,32 @@ def measure(steps: int, rounds: int, chains: tuple[int, ...], console: Console) 
     return rows
 
 
-def draw(rows: list[dict], path: Path) -> None:
-    """Cost per chain against the number of chains, as a picture."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+def plot_cost(rows: list[dict], path: Path) -> None:
+    """Cost per chain against the number of chains, as a figure."""
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for (way, label), color in zip(WAYS.items(), ("#d6336c", "#8d8d8d", "#5b8ff9"), strict=True):
+    colors = (plots.RED, plots.GRAY, plots.BLUE)
+    for (way, label), color in zip(WAYS.items(), colors, strict=True):
         axes.plot([r["chains"] for r in rows], [r[way] for r in rows], "o-", label=label, c=color)
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks := [r["chains"] for r in rows], [str(t) for t in ticks])
     axes.set_ylim(bottom=0)
     axes.set(xlabel="chains", ylabel="µs per step and chain", title="Cost of one chain")
     axes.legend()
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+    plots.save(figure, path)
 
 
-def main() -> int:
+@cli.program("chains")
+def main(argv: list[str] | None = None) -> None:
     """Parse the command line, measure, show."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.chains", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--png", type=Path, help="draw them here")
-    parser.add_argument("--steps", type=at_least_one, default=500, help="default %(default)s")
-    parser.add_argument("--rounds", type=at_least_one, default=7, help="default %(default)s")
+    parser = cli.parser("chains", __doc__)
+    parser.add_argument("--steps", type=cli.at_least_one, default=500, help="default %(default)s")
+    parser.add_argument("--rounds", type=cli.at_least_one, default=7, help="default %(default)s")
     parser.add_argument(
-        "--chains", type=at_least_one, nargs="+", default=CHAINS, metavar="N",
+        "--chains", type=cli.at_least_one, nargs="+", default=CHAINS, metavar="N",
         help=f"default {' '.join(map(str, CHAINS))}",
     )  # fmt: skip
-    args = parser.parse_args()
-    for path in filter(None, (args.json, args.png)):
-        try:
-            path.open("ab").close()
-        except OSError as error:
-            parser.error(f"{path} cannot be written: {error.strerror}")
+    args = parser.parse_args(argv)
+    out = cli.make_folder(args.out)
 
     console = Console()
     rows = measure(args.steps, args.rounds, tuple(args.chains), console)
@@ -171,27 +154,13 @@ def main() -> int:
     for row in rows:
         table.add_row(str(row["chains"]), *(f"{row[way]:.1f}" for way in WAYS))
     console.print(table)
-    packages = {p: version(p) for p in ("diffopt", "jax", "jaxlib", "optax", "blackjax")}
-    ran_on = packages | {
-        "python": sys.version.split()[0],
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "date": time.strftime("%Y-%m-%d"),
-    }
-    console.print(", ".join(f"{k} {v}" for k, v in ran_on.items()))
-    if args.json:
-        config = {"steps": args.steps, "rounds": args.rounds, "batch_size": BATCH_SIZE}
-        report = {"config": config, "versions": ran_on, "microseconds_per_step_and_chain": rows}
-        args.json.write_text(json.dumps(report, indent=1))
-    if args.png:
-        draw(rows, args.png)
-    return 0
-
-
-def at_least_one(text: str) -> int:
-    """A whole number from 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
+    about = machine.describe()
+    console.print(machine.line(about))
+    config = {"steps": args.steps, "rounds": args.rounds, "batch_size": BATCH_SIZE}
+    result = {"config": config, "machine": about, "microseconds_per_step_and_chain": rows}
+    (out / "chains.json").write_text(json.dumps(result, indent=2) + "\n")
+    plot_cost(rows, out / "chains.png")
+    console.print(f"Wrote {out / 'chains.json'}, {out / 'chains.png'}")
 
 
 if __name__ == "__main__":

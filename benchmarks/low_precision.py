@@ -1,6 +1,6 @@
 """What becomes of a diffusion and of a network whose parameters are bfloat16.
 
-    python -m benchmarks.low_precision [laws training cost] [--json FILE]
+    python -m benchmarks.low_precision [laws training cost] [--out DIR]
 
 Each element of a vector is a chain of its own. Beside float32, parameters are rounded to nearest,
 as JAX does; rounded at random, with the right mean; or wrapped in `diffopt.low_precision`.
@@ -10,26 +10,22 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 import diffopt
 
-from . import data
-from .models import CNN
-from .step_cost import filled, from_optax, is_shape, jax_step, machine, resnet18, writable
-from .training import make_epoch, predict, scores
+from .lib import cli, data, machine, models, timing, training
+from .lib.scores import evaluate, plus_minus
 
 SPACING = 2.0**-7  # of bfloat16 at 1
 FREE = (1 / 2, 1 / 8, 1 / 32, 1 / 128, 1 / 2048)  # noise of a step, in spacings
@@ -81,11 +77,9 @@ def variance(
 
     params = jnp.ones(chains, dtype)
     params, state = jax.lax.fori_loop(0, steps, step, (params, tx.init(params)))
-    x = params.astype(jnp.float32) - 1
     if method == "low_precision":
-        spacing = jnp.where(x < 0, SPACING / 2, SPACING)  # of numbers from 1/2 to 2
-        x += state.residual * spacing / 2**14
-    return jnp.mean(x**2)
+        params = diffopt.exact_params(params, state)
+    return jnp.mean((params.astype(jnp.float32) - 1) ** 2)
 
 
 def laws(chains: int, progress: Progress) -> list[dict[str, Any]]:
@@ -127,49 +121,46 @@ PRECISIONS: dict[str, tuple[Any, Wrap]] = {
 }
 
 
-def trainer(
-    optimizer: str, precision: str, scale: float, dataset: data.Data, epochs: int, batch_size: int
-) -> Callable[[int], dict[str, float]]:
-    """Compile an epoch of the CNN; return the function from a seed to the scores at the end.
+def train(
+    optimizer: str,
+    precision: str,
+    scale: float,
+    dataset: data.Data,
+    epochs: int,
+    batch_size: int,
+    seeds: int,
+) -> Iterator[dict[str, float]]:
+    """Train the CNN from every seed; the scores of the last epoch, and of the average.
 
     Parameters, images and gradients have the dtype of `precision`. Predictions are made in float32.
     """
     dtype, wrap = PRECISIONS[precision]
-
-    def start(seed: int) -> tuple[Any, Any, optax.GradientTransformation, jax.Array]:
+    images, channels = dataset.train_images.astype(dtype), dataset.train_images.shape[-1]
+    make_tx = lambda key: wrap(OPTIMIZERS[optimizer](scale, key))
+    graphdef, _ = models.init_cnn(channels, 0)
+    epoch = training.make_epoch(graphdef, make_tx(0), batch_size)
+    averaged = training.second_half(epochs)
+    for seed in range(seeds):
         key = jax.random.key(seed)
-        graphdef, params = nnx.split(CNN(dataset.train_images.shape[-1], rngs=nnx.Rngs(seed)))
+        _, params = models.init_cnn(channels, seed)
         params = jax.tree.map(lambda p: p.astype(dtype), params)
-        return graphdef, params, wrap(OPTIMIZERS[optimizer](scale, jax.random.fold_in(key, 0))), key
-
-    graphdef, _, tx, _ = start(0)
-    epoch = make_epoch(graphdef, tx, batch_size)
-    images = dataset.train_images.astype(dtype)
-
-    def run(seed: int) -> dict[str, float]:
-        _, params, tx, key = start(seed)
-        opt_state = tx.init(params)
-        total = jnp.zeros(())
-        for number in range(1, epochs + 1):
-            params, opt_state, _ = epoch(
-                params, opt_state, jax.random.fold_in(key, number), images, dataset.train_labels
-            )
-            if number > epochs // 2:
-                probs = predict(graphdef, params, dataset.test_images)
+        opt_state = make_tx(jax.random.fold_in(key, 0)).init(params)
+        total, train_set = jnp.zeros(()), (images, dataset.train_labels)
+        for done in training.train(epoch, params, opt_state, key, train_set, range(1, epochs + 1)):
+            if done.number in averaged:
+                probs = training.predict(graphdef, done.params, dataset.test_images)
                 total += probs
-        last = scores(probs, dataset.test_labels)
-        average = scores(total / (epochs - epochs // 2), dataset.test_labels)
-        return {
-            "accuracy": last["accuracy"],
-            "nll": last["nll"],
-            "average_accuracy": average["accuracy"],
-            "average_nll": average["nll"],
+        last = evaluate(probs, dataset.test_labels)
+        average = evaluate(total / len(averaged), dataset.test_labels)
+        yield {
+            "accuracy": last.accuracy,
+            "nll": last.nll,
+            "average_accuracy": average.accuracy,
+            "average_nll": average.nll,
         }
 
-    return run
 
-
-def training(
+def train_all(
     scale: float,
     dataset: data.Data,
     epochs: int,
@@ -183,10 +174,9 @@ def training(
     for optimizer in OPTIMIZERS:
         for precision in PRECISIONS:
             progress.update(bar, description=f"{optimizer} {precision}")
-            run = trainer(optimizer, precision, scale, dataset, epochs, batch_size)
             runs = []
-            for seed in range(seeds):
-                runs.append(run(seed))
+            for scores in train(optimizer, precision, scale, dataset, epochs, batch_size, seeds):
+                runs.append(scores)
                 progress.advance(bar)
             rows.append({"optimizer": optimizer, "precision": precision, "runs": runs})
     return rows
@@ -194,37 +184,29 @@ def training(
 
 def cost(repeats: int, progress: Progress) -> list[dict[str, Any]]:
     """Nanoseconds a parameter of one update of a ResNet-18 tree, medians of steps in turn."""
-    shapes = resnet18()
-    size = sum(int(np.prod(s)) for s in jax.tree.leaves(shapes, is_leaf=is_shape))
+    shapes = models.resnet18()
+    size = models.size(shapes)
     sgld = diffopt.sgld(1e-3, 1e-5)
     contestants = {
         "sgld, float32": (jnp.float32, sgld),
         "sgld, bfloat16": (jnp.bfloat16, sgld),
         "low_precision(sgld), bfloat16": (jnp.bfloat16, diffopt.low_precision(sgld)),
     }
-
     bar = progress.add_task("cost", total=repeats)
-    steps = {
-        name: jax_step(*from_optax(tx), filled(shapes, 1.0, dtype), filled(shapes, 1e-2, dtype))
+    arrays = partial(models.filled, shapes)
+    runs = {
+        name: timing.optax_run(tx, arrays(1.0, dtype), arrays(1e-2, dtype))
         for name, (dtype, tx) in contestants.items()
     }
-    for step in steps.values():
-        step()
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(repeats):
-        for name, step in steps.items():
-            times[name].append(step() / size * 1e9)
-        progress.advance(bar)
-    return [
-        {"update": name, "ns_per_parameter": statistics.median(t), "quartiles": quartiles(t)}
-        for name, t in times.items()
-    ]
-
-
-def quartiles(values: list[float]) -> list[float]:
-    """The first and the third."""
-    first, _, third = statistics.quantiles(values, n=4)
-    return [first, third]
+    for run in runs.values():
+        run()
+    times = timing.in_turn(runs, repeats, done=lambda: progress.advance(bar))
+    rows = []
+    for name, seconds in times.items():
+        ns = [each / size * 1e9 for each in seconds]
+        median, quartiles = statistics.median(ns), timing.quartiles(ns)
+        rows.append({"update": name, "ns_per_parameter": median, "quartiles": quartiles})
+    return rows
 
 
 def show(console: Console, found: dict[str, Any]) -> None:
@@ -245,12 +227,10 @@ def show(console: Console, found: dict[str, Any]) -> None:
         }
         table = Table("optimizer", "precision", *columns, title="mean ± standard deviation")
         for row in found["training"]:
-            cells = []
-            for column, value in columns.items():
-                values = [value(r) for r in row["runs"]]
-                spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
-                digits = 1 if "%" in column else 3
-                cells.append(f"{np.mean(values):.{digits}f} ± {spread:.{digits}f}")
+            cells = [
+                plus_minus([value(r) for r in row["runs"]], 1 if "%" in column else 3)
+                for column, value in columns.items()
+            ]
             table.add_row(row["optimizer"], row["precision"], *cells)
         console.print(table)
     if "cost" in found:
@@ -261,71 +241,54 @@ def show(console: Console, found: dict[str, Any]) -> None:
         console.print(table)
 
 
-def main() -> int:
+@cli.program("low_precision")
+def main(argv: list[str] | None = None) -> None:
     """Parse the command line, measure, report."""
-    args = parse_args()
+    args = parse_args(argv)
+    out = cli.make_folder(args.out)
+    dataset = data.load(args.dataset, args.data_dir) if "training" in args.parts else None
     console = Console()
     found: dict[str, Any] = {}
-    try:
-        with Progress(console=Console(stderr=True), transient=True) as progress:
-            if "laws" in args.parts:
-                found["laws"] = laws(args.chains, progress)
-            if "training" in args.parts:
-                dataset = data.load(args.dataset, args.data_dir)
-                found["training"] = training(
-                    args.scale, dataset, args.epochs, args.batch_size, args.seeds, progress
-                )
-            if "cost" in args.parts:
-                found["cost"] = cost(args.repeats, progress)
-    except data.DataError as error:
-        return fail(str(error))
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        if "laws" in args.parts:
+            found["laws"] = laws(args.chains, progress)
+        if dataset is not None:
+            found["training"] = train_all(
+                args.scale, dataset, args.epochs, args.batch_size, args.seeds, progress
+            )
+        if "cost" in args.parts:
+            found["cost"] = cost(args.repeats, progress)
     show(console, found)
-    if args.json:
-        config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-        result = {"config": config, "machine": machine(), **found}
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
-    return 0
+    config = {name: value for name, value in vars(args).items() if name != "out"}
+    result = {"config": config, "machine": machine.describe(), **found}
+    (out / "low_precision.json").write_text(json.dumps(result, indent=2) + "\n")
+    console.print(f"Wrote {out / 'low_precision.json'}")
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read and check the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.low_precision", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = cli.parser("low_precision", __doc__)
     parts = ("laws", "training", "cost")
+    whole = cli.at_least_one
     parser.add_argument(
         "parts", nargs="*", default=list(parts), help=f"any of {' '.join(parts)} (default: all)"
     )
-    parser.add_argument("--chains", type=int, default=10_000, help="default %(default)s")
+    parser.add_argument("--chains", type=whole, default=10_000, help="default %(default)s")
     parser.add_argument("--dataset", default="digits", help="digits (default) or cifar10")
     parser.add_argument("--data-dir", help="TensorFlow Datasets folder that holds cifar10")
     parser.add_argument(
-        "--scale", type=float, default=0.1,
+        "--scale", type=cli.positive, default=0.1,
         help="of the learning rates, those of benchmarks.compare being 1 (default %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--epochs", type=int, default=30, help="default %(default)s")
-    parser.add_argument("--batch-size", type=int, default=32, help="default %(default)s")
-    parser.add_argument("--seeds", type=int, default=5, help="how many (default %(default)s)")
-    parser.add_argument("--repeats", type=int, default=9, help="timed updates of each")
-    parser.add_argument("--json", type=writable, help="also write the figures to this file")
-    args = parser.parse_args()
+    parser.add_argument("--epochs", type=whole, default=30, help="default %(default)s")
+    parser.add_argument("--batch-size", type=whole, default=32, help="default %(default)s")
+    parser.add_argument("--seeds", type=whole, default=5, help="how many (default %(default)s)")
+    parser.add_argument("--repeats", type=cli.at_least(2), default=9, help="timed updates of each")
+    args = parser.parse_args(argv)
     for part in args.parts:
         if part not in parts:
             parser.error(f"no part {part!r}: choose from {', '.join(parts)}")
-    if not 0 < args.scale < float("inf"):
-        parser.error("--scale must be above 0 and finite")
-    for name, least in (
-        ("chains", 1), ("epochs", 1), ("batch_size", 1), ("seeds", 1), ("repeats", 2)
-    ):  # fmt: skip
-        if getattr(args, name) < least:
-            parser.error(f"--{name.replace('_', '-')} must be at least {least}")
     return args
-
-
-def fail(sentence: str) -> int:
-    """Say what is wrong; the exit status."""
-    print(f"low_precision: {sentence}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """25 Gaussians in the plane: SGLD stays where it starts, cyclical SGLD finds them all.
 
-    python -m benchmarks.mixture [--out DIR] [--json FILE]
+    python -m benchmarks.mixture [--out DIR]
 
 After figure 2 of Zhang et al., Cyclical Stochastic Gradient MCMC for Bayesian Deep Learning
 (https://arxiv.org/abs/1902.03932). The mixture, the standard normal noise added to every gradient
@@ -12,18 +12,19 @@ steps, with noise throughout: `--peak 0.07 --cycles 30 --steps 50000 --explore 0
 import argparse
 import json
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import optax
 from rich.console import Console
 
 import diffopt
+
+from .lib import cli, machine, plots
+from .lib.plots import plt
 
 CENTRES = np.stack(np.meshgrid(*[np.arange(-4.0, 5.0, 2.0)] * 2), axis=-1).reshape(-1, 2)
 VARIANCE = 0.03
@@ -86,11 +87,8 @@ def chains(
     }
 
 
-def plot(path: Path, samples: dict[str, np.ndarray]) -> None:
-    """Draw the mixture and the first chain of each sampler side by side."""
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+def plot_chains(samples: dict[str, np.ndarray], path: Path) -> None:
+    """The mixture and the first chain of each sampler side by side."""
     rng = np.random.default_rng(0)
     exact = CENTRES[rng.integers(25, size=20_000)] + rng.normal(0, VARIANCE**0.5, (20_000, 2))
     panels = {"the mixture: 25 modes": exact}
@@ -103,70 +101,44 @@ def plot(path: Path, samples: dict[str, np.ndarray]) -> None:
         )
         ax.plot(*CENTRES.T, "+", color="white", alpha=0.35, markersize=5, markeredgewidth=0.7)
         ax.set(title=title, aspect="equal", xticks=[-4, 0, 4], yticks=[-4, 0, 4])
-    fig.savefig(path, dpi=150)
-    plt.close(fig)
+    plots.save(fig, path)
 
 
-def main() -> int:
+@cli.program("mixture")
+def main(argv: list[str] | None = None) -> None:
     """Parse the command line, run the chains, report."""
-    args = parse_args()
-    for path in (args.out, *([args.json.parent] if args.json else [])):
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            return fail(f"{path} cannot be written: {error.strerror}")
+    args = parse_args(argv)
+    out = cli.make_folder(args.out)
 
-    console = Console()
-    with console.status(f"{args.steps:,} steps of {args.seeds} chains of each sampler"):
+    with Console().status(f"{args.steps:,} steps of {args.seeds} chains of each sampler"):
         samples = chains(args.steps, args.cycles, args.peak, args.explore, args.seeds)
     modes = {name: [modes_found(chain) for chain in runs] for name, runs in samples.items()}
     for name, found in modes.items():
         print(f"{name:14} modes found by each chain: {' '.join(map(str, found))}")
-    picture = args.out / "mixture.png"
-    try:
-        plot(picture, samples)
-        print(f"Wrote {picture}")
-        if args.json:
-            config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-            versions = {name: version(name) for name in ("diffopt", "jax", "optax")}
-            result = {"config": config, "versions": versions, "modes": modes}
-            args.json.write_text(json.dumps(result, indent=2) + "\n")
-    except OSError as error:
-        return fail(f"{error.filename} cannot be written: {error.strerror}")
-    return 0
+    config = {name: value for name, value in vars(args).items() if name != "out"}
+    result = {"config": config, "machine": machine.describe(), "modes": modes}
+    (out / "mixture.json").write_text(json.dumps(result, indent=2) + "\n")
+    plot_chains(samples, out / "mixture.png")
+    print(f"Wrote {out / 'mixture.json'}, {out / 'mixture.png'}")
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read and check the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.mixture", description="SGLD and cyclical SGLD on 25 Gaussians."
-    )
-    parser.add_argument("--steps", type=int, default=100_000, help="steps of each chain")
-    parser.add_argument("--cycles", type=int, default=400, help="cycles of the cyclical chain")
-    parser.add_argument("--peak", type=float, default=0.1, help="largest step size of a cycle")
-    parser.add_argument("--explore", type=float, default=0.25, help="part of a cycle without noise")
-    parser.add_argument("--seeds", type=int, default=8, help="independent chains of each sampler")
+    parser = cli.parser("mixture", __doc__)
+    whole = cli.at_least_one
+    parser.add_argument("--steps", type=whole, default=100_000, help="steps of each chain")
+    parser.add_argument("--cycles", type=whole, default=400, help="cycles of the cyclical chain")
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/mixture"), help="default %(default)s"
+        "--peak", type=cli.positive, default=0.1, help="largest step size of a cycle"
     )
-    parser.add_argument("--json", type=Path, help="also write the counts to this file")
-    args = parser.parse_args()
-    for name in ("steps", "cycles", "seeds"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1")
+    parser.add_argument("--explore", type=float, default=0.25, help="part of a cycle without noise")
+    parser.add_argument("--seeds", type=whole, default=8, help="independent chains of each sampler")
+    args = parser.parse_args(argv)
     if args.cycles > args.steps:
         parser.error("--cycles must be at most --steps")
-    if not 0 < args.peak < float("inf"):
-        parser.error("--peak must be above 0 and finite")
     if not 0 <= args.explore < 1:
         parser.error("--explore must be from 0 to below 1")
     return args
-
-
-def fail(message: str) -> int:
-    """Say what is wrong; the exit status of a bad argument."""
-    print(f"mixture: {message}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

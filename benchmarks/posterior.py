@@ -1,20 +1,17 @@
 """Uncertainty in one picture: Bayesian regression by diffusions, against NUTS.
 
-    python -m benchmarks.posterior
-    python -m benchmarks.posterior --out runs/posterior --json posterior.json
+    python -m benchmarks.posterior [--out DIR]
 
 Two regressions with small tanh networks, sampled with `diffopt` and with BlackJAX's NUTS:
 a one-dimensional toy with a gap in its data, drawn as a fan of functions, and scikit-learn's
 diabetes data, where the log-likelihood of held-out patients is compared.
 """
 
-import argparse
 import json
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +26,9 @@ from sklearn.datasets import load_diabetes
 from sklearn.model_selection import ShuffleSplit
 
 import diffopt
+
+from .lib import cli, machine, plots
+from .lib.plots import plt
 
 CHAINS = 4
 
@@ -267,13 +267,8 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
 # What a person sees
 
 
-def draw(toy: dict[str, Any], rows: dict[str, dict[str, Any]], path: Path) -> None:
-    """Three views of the toy, and the log-likelihoods, as one picture."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+def plot_posterior(toy: dict[str, Any], rows: dict[str, dict[str, Any]], path: Path) -> None:
+    """Three views of the toy, and the log-likelihoods, as one figure."""
     titles = {
         "Adam": "one network, trained with Adam",
         "baoab": "diffopt.baoab: the posterior",
@@ -285,28 +280,26 @@ def draw(toy: dict[str, Any], rows: dict[str, dict[str, Any]], path: Path) -> No
         if len(functions) > 1:
             mean, spread = functions.mean(0), functions.std(0)
             ax.fill_between(
-                grid, mean - 2 * spread, mean + 2 * spread, color="#d6336c", alpha=0.12, lw=0
+                grid, mean - 2 * spread, mean + 2 * spread, color=plots.RED, alpha=0.12, lw=0
             )
             for f in functions[:: max(len(functions) // 40, 1)]:
-                ax.plot(grid, f, color="#d6336c", alpha=0.25, lw=0.7)
+                ax.plot(grid, f, color=plots.RED, alpha=0.25, lw=0.7)
         ax.plot(grid, functions.mean(0), color="#7a1f3d", lw=2)
         ax.plot(toy["problem"].x[:, 0], toy["problem"].y, "o", color="black", ms=4)
         ax.set(title=title, xlim=(-3, 3), ylim=(-3, 3), xlabel="x", ylabel="y")
     names = list(rows)
     ax = axes.flat[3]
-    ax.axvline(0, color="#8d8d8d", lw=1)
+    ax.axvline(0, color=plots.GRAY, lw=1)
     ax.errorbar(
         [rows[n]["minus_nuts"] for n in names], names,
-        xerr=[2 * rows[n]["minus_nuts_error"] for n in names], fmt="o", color="#d6336c", capsize=3,
+        xerr=[2 * rows[n]["minus_nuts_error"] for n in names], fmt="o", color=plots.RED, capsize=3,
     )  # fmt: skip
     ax.invert_yaxis()
     ax.set(
         title="diabetes: test log-likelihood against NUTS",
         xlabel="nats per patient, NUTS = 0, bars of 2 standard errors",
     )
-    for ax in axes.flat:
-        ax.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
+    plots.save(figure, path)
 
 
 def show(console: Console, rows: dict[str, dict[str, Any]]) -> None:
@@ -328,47 +321,34 @@ def show(console: Console, rows: dict[str, dict[str, Any]]) -> None:
     console.print(table)
 
 
-def main() -> int:
+@cli.program("posterior")
+def main(argv: list[str] | None = None) -> None:
     """Parse the command line, sample, show."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.posterior", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = cli.parser("posterior", __doc__)
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/posterior"), help="default %(default)s"
+        "--splits", type=cli.at_least_one, default=3, help="of diabetes, default %(default)s"
     )
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--splits", type=int, default=3, help="of diabetes, default %(default)s")
     parser.add_argument("--quick", action="store_true", help="a twentieth of the work, for a test")
-    args = parser.parse_args()
-    if args.splits < 1:
-        parser.error(f"--splits {args.splits} is not a whole number from 1")
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        for path in (args.out / "posterior.png", *filter(None, [args.json])):
-            path.open("ab").close()
-    except OSError as error:
-        parser.error(f"{error.filename} cannot be written: {error.strerror}")
+    args = parser.parse_args(argv)
+    out = cli.make_folder(args.out)
 
     console = Console()
     with console.status("the toy"):
         toy = run_toy(args.quick)
     rows = run_diabetes(args.splits, args.quick, console)
     show(console, rows)
-    draw(toy, rows, args.out / "posterior.png")
-    packages = {p: version(p) for p in ("diffopt", "jax", "optax", "blackjax", "scikit-learn")}
-    ran_on = packages | {
-        "python": sys.version.split()[0],
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "date": time.strftime("%Y-%m-%d"),
+    about = machine.describe()
+    console.print(machine.line(about))
+    spread = {name: f.std(0).tolist() for name, f in toy["functions"].items()}
+    result = {
+        "config": {"splits": args.splits, "quick": args.quick},
+        "machine": about,
+        "toy": {"grid": toy["grid"].tolist(), "standard_deviation": spread},
+        "diabetes": rows,
     }
-    console.print(", ".join(f"{k} {v}" for k, v in ran_on.items()))
-    console.print(f"Wrote {args.out / 'posterior.png'}")
-    if args.json:
-        spread = {name: f.std(0).tolist() for name, f in toy["functions"].items()}
-        toy_report = {"grid": toy["grid"].tolist(), "standard_deviation": spread}
-        report = {"versions": ran_on, "toy": toy_report, "diabetes": rows}
-        args.json.write_text(json.dumps(report, indent=1))
-    return 0
+    (out / "posterior.json").write_text(json.dumps(result, indent=2) + "\n")
+    plot_posterior(toy, rows, out / "posterior.png")
+    console.print(f"Wrote {out / 'posterior.json'}, {out / 'posterior.png'}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How the cost of a training step grows with the devices, and what sets the limit.
 
-    python -m benchmarks.scaling [--json FILE] [--picture FILE]
+    python -m benchmarks.scaling [--out DIR]
 
 What the devices send is read from the compiled program, and so is the arithmetic of each. The
 devices are virtual ones on the cores of one CPU: the CPU time of a step, divided by their number,
@@ -30,8 +30,9 @@ from rich.table import Table
 
 import diffopt
 
-from .step_cost import machine, writable
-from .training import data_parallel, make_mesh
+from .lib import cli, machine, plots, timing
+from .lib.plots import plt
+from .lib.training import data_parallel, make_mesh
 
 LAYERS, BATCH_SIZE = 4, 64  # examples on each device
 NOISES: dict[str, optax.GradientTransformation] = {
@@ -72,7 +73,7 @@ def fully_sharded(specs: Any, mesh: Mesh) -> Callable[..., Any]:
     """
     cut = lambda spec: spec == P("data")
 
-    def of_share(shards: Any, x: jax.Array, y: jax.Array) -> Any:
+    def gradient_of_shards(shards: Any, x: jax.Array, y: jax.Array) -> Any:
         def loss(shards: Any) -> jax.Array:
             gather = lambda p, spec: jax.lax.all_gather(p, "data", tiled=True) if cut(spec) else p
             return mean_loss(jax.tree.map(gather, shards, specs), x, y)
@@ -85,7 +86,11 @@ def fully_sharded(specs: Any, mesh: Mesh) -> Callable[..., Any]:
 
     share = P("data")
     return jax.shard_map(
-        of_share, mesh=mesh, in_specs=(specs, share, share), out_specs=(P(), specs), check_vma=False
+        gradient_of_shards,
+        mesh=mesh,
+        in_specs=(specs, share, share),
+        out_specs=(P(), specs),
+        check_vma=False,
     )
 
 
@@ -160,13 +165,10 @@ def measure(counts: list[int], width: int, repeats: int, progress: Progress) -> 
             operations = program.cost_analysis()["flops"]
             row[noise] = {"collectives": found, "sent": sent(found, n), "operations": operations}
             progress.advance(bar)
-    times: dict[tuple[int, str], list[float]] = {case: [] for case in runs}
-    for _ in range(repeats):
-        for (i, noise), run in runs.items():
-            times[i, noise].append(run() / rows[i]["devices"])
-        progress.update(bar, advance=1, description="time")
+    progress.update(bar, description="time")
+    times = timing.in_turn(runs, repeats, done=lambda: progress.advance(bar))
     for (i, noise), seconds in times.items():
-        rows[i][noise]["cpu_seconds"] = statistics.median(seconds)
+        rows[i][noise]["cpu_seconds"] = statistics.median(seconds) / rows[i]["devices"]
     return rows
 
 
@@ -192,15 +194,13 @@ def limits(operations: float) -> dict[str, float]:
     return same | {"Gaussian noise": operations / VECTOR * MATRIX / 6}
 
 
-def draw(rows: list[dict], parameters: int, operations: float, file: Path) -> None:
+def plot_costs(rows: list[dict], parameters: int, operations: float, path: Path) -> None:
     """Bytes, CPU time and the model, side by side."""
-    import matplotlib.pyplot as plt
-
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
     counts = sorted({row["devices"] for row in rows})
     n = np.linspace(1, max(counts))
-    left.plot(n, 8 * (n - 1) / n, color="#b9bfca", label="8 (n - 1) / n")
-    for way, color in zip(WAYS, ("#5b8ff9", "#d6336c"), strict=True):
+    left.plot(n, 8 * (n - 1) / n, color=plots.LIGHT, label="8 (n - 1) / n")
+    for way, color in zip(WAYS, (plots.BLUE, plots.RED), strict=True):
         some = [row for row in rows if row["way"] == way]
         for noise, marker, size in zip(NOISES, "ox+", (12, 8, 8), strict=True):
             sends = [row[noise]["sent"] / parameters for row in some]
@@ -215,17 +215,16 @@ def draw(rows: list[dict], parameters: int, operations: float, file: Path) -> No
         ax.set(xlabel="virtual devices", xticks=counts)
         ax.legend(fontsize=7)
     examples = np.geomspace(10, 1e6)
-    for (name, link), color in zip(LINKS.items(), ("#61b15a", "#f6a04d", "#7b2cbf"), strict=True):
+    for (name, link), color in zip(
+        LINKS.items(), (plots.GREEN, plots.ORANGE, plots.VIOLET), strict=True
+    ):
         for shards, line, label in ((1, "-", name), (64, ":", None)):
             share = 6 * examples / MATRIX / step_time(examples, 64, link, operations, shards)
             right.semilogx(examples, share, line, color=color, label=label)
     right.set(title="64 devices, a model", xlabel="examples (tokens) on each device")
     right.set(ylabel="compute / step time", ylim=(0, 1))
     right.legend(fontsize=7, title="Gaussian noise (dotted: fully sharded)", title_fontsize=7)
-    for ax in (left, middle, right):
-        ax.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, dpi=120)
-    plt.close(figure)
+    plots.save(figure, path)
 
 
 def show(console: Console, rows: list[dict], parameters: int, found: dict[str, float]) -> None:
@@ -257,9 +256,11 @@ def show(console: Console, rows: list[dict], parameters: int, found: dict[str, f
     console.print(table)
 
 
-def main() -> int:
+@cli.program("scaling")
+def main(argv: list[str] | None = None) -> None:
     """Parse the command line, compile, measure, report."""
-    args = parse_args()
+    args = parse_args(argv)
+    out = cli.make_folder(args.out)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", max(args.devices))
     parameters = LAYERS * args.width * (args.width + 1)
@@ -271,38 +272,32 @@ def main() -> int:
     config = {"devices": args.devices, "width": args.width, "repeats": args.repeats}
     result = {
         "config": config | {"layers": LAYERS, "batch_size": BATCH_SIZE},
-        "machine": machine(),
+        "machine": machine.describe(),
         "parameters": parameters,
         "rows": rows,
         "model": {"matrix": MATRIX, "vector": VECTOR, "links": LINKS, "limits": found},
     }
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
-    if args.picture:
-        draw(rows, parameters, operations, args.picture)
-    return 0
+    (out / "scaling.json").write_text(json.dumps(result, indent=2) + "\n")
+    plot_costs(rows, parameters, operations, out / "scaling.png")
+    print(f"Wrote {out / 'scaling.json'}, {out / 'scaling.png'}")
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read and check the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.scaling", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = cli.parser("scaling", __doc__)
     parser.add_argument(
         "--devices", type=int, nargs="+", default=[1, 2, 4, 8], metavar="N",
         help="counts of virtual devices, one of them 1 (default: 1 2 4 8)",
     )  # fmt: skip
     parser.add_argument("--width", type=int, default=512, help="of a layer (default %(default)s)")
-    parser.add_argument("--repeats", type=int, default=20, help="timed steps (default %(default)s)")
-    parser.add_argument("--json", type=writable, help="also write the figures to this file")
-    parser.add_argument("--picture", type=writable, help="also draw them to this file")
-    args = parser.parse_args()
+    parser.add_argument(
+        "--repeats", type=cli.at_least_one, default=20, help="timed steps (default %(default)s)"
+    )
+    args = parser.parse_args(argv)
     if min(args.devices) != 1:
         parser.error("--devices: the least must be 1, to which the others are compared")
     if args.width < 256 or any(args.width % n for n in args.devices):
         parser.error("--width must be at least 256 and a multiple of every count of devices")
-    if args.repeats < 1:
-        parser.error("--repeats must be at least 1")
     return args
 
 

@@ -1,6 +1,6 @@
 """Time one training step of the article's network, with and without diffusion, against PyTorch.
 
-Ours is `training.make_epoch` over images in memory: plain SGD, and SGD with `diffopt.langevin`.
+Ours is `training.train` over images in memory: plain SGD, and SGD with `diffopt.langevin`.
 PyTorch is the same network and SGD, once with the images in memory and once as in the article: a
 shuffling DataLoader that converts and normalizes one image at a time in two worker processes.
 
@@ -8,30 +8,23 @@ The diffusion costs a few percent, and a machine's speed drifts by more. So its 
 short epochs with and without it that take turns: the median of the ratios of neighbours.
 """
 
-import argparse
 import importlib.util
+import itertools
 import json
-import math
-import os
-import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import flax
 import jax
 import numpy as np
 import optax
-from flax import nnx
+from rich.console import Console
+from rich.progress import Progress
 
 import diffopt
 
-from .models import CNN
-from .step_cost import writable
-from .training import make_epoch
+from .lib import cli, machine, models, timing, training
 
 BATCH, LEARNING_RATE, DIFFUSION, WORKERS = 100, 0.01, 1 / 50_000, 2
 PAIRED_STEPS = 10
@@ -53,24 +46,19 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
     }
 
 
-def ours(
-    tx: optax.GradientTransformation, images: np.ndarray, labels: np.ndarray
-) -> tuple[Callable[[], Any], float]:
-    """A program that trains for one epoch, and the seconds that its first call took."""
-    graphdef, params = nnx.split(CNN(images.shape[-1], rngs=nnx.Rngs(0)))
-    epoch = make_epoch(graphdef, tx, BATCH)
-    data = jax.device_put((images.astype(np.float32) / 127.5 - 1, labels))
-    carry = params, tx.init(params)
-
-    def run() -> None:
-        nonlocal carry
-        params, opt_state, losses = epoch(*carry, jax.random.key(0), *data)
-        carry = params, opt_state
-        losses.block_until_ready()
-
-    start = time.perf_counter()
-    run()
-    return run, time.perf_counter() - start
+def ours(tx: optax.GradientTransformation, images: np.ndarray, labels: np.ndarray) -> timing.Run:
+    """A run of one epoch of training; the first one compiles."""
+    graphdef, params = models.init_cnn(images.shape[-1], 0)
+    train_set = jax.device_put((images.astype(np.float32) / 127.5 - 1, labels))
+    epochs = training.train(
+        training.make_epoch(graphdef, tx, BATCH),
+        params,
+        tx.init(params),
+        jax.random.key(0),
+        train_set,
+        itertools.count(1),
+    )
+    return lambda: next(epochs).seconds
 
 
 class Dataset:
@@ -93,8 +81,8 @@ class Dataset:
         return image.sub_(half).div_(half), int(self.labels[i])
 
 
-def torch_programs(images: np.ndarray, labels: np.ndarray, device: str) -> dict[str, Callable]:
-    """The two PyTorch programs, each a function that trains for one epoch."""
+def torch_runs(images: np.ndarray, labels: np.ndarray, device: str) -> dict[str, timing.Run]:
+    """Runs of one epoch of the two PyTorch programs."""
     import torch
     from torch import nn
 
@@ -136,62 +124,33 @@ def torch_programs(images: np.ndarray, labels: np.ndarray, device: str) -> dict[
         for batch, target in loader:
             from_loader(batch.to(device), target.to(device))
 
-    return {"torch, in memory": memory_epoch, "torch, DataLoader": loader_epoch}
-
-
-def interleave(programs: dict[str, Callable], rounds: int, steps: int) -> dict[str, Any]:
-    """Median, quartiles and minimum of the milliseconds of one step of each program."""
-    times: dict[str, list[float]] = {name: [] for name in programs}
-    for i in range(rounds):
-        for name, run in programs.items():
-            print(f"\rround {i + 1} of {rounds}: {name:24}", end="", file=sys.stderr, flush=True)
-            start = time.perf_counter()
-            run()
-            times[name].append(1e3 * (time.perf_counter() - start) / steps)
-    print(f"\r{'':50}\r", end="", file=sys.stderr)
-    rows = {}
-    for name, ms in times.items():
-        low, median, high = statistics.quantiles(ms, n=4, method="inclusive")
-        rows[name] = {"median_ms": median, "quartiles_ms": [low, high], "min_ms": min(ms)}
-    return rows
-
-
-def compare(one: Callable, two: Callable, pairs: int) -> dict[str, Any]:
-    """The time of `two` over that of `one`: median, its standard error, quartiles.
-
-    Each ratio is of two runs that follow each other, in either order by turns. The standard error
-    is that of the median of a normal sample with these quartiles, √(π/2) σ / √pairs.
-    """
-
-    def seconds(run: Callable) -> float:
-        start = time.perf_counter()
-        run()
-        return time.perf_counter() - start
-
-    ratios = []
-    for i in range(pairs):
-        print(f"\rpair {i + 1} of {pairs}", end="", file=sys.stderr, flush=True)
-        if i % 2:
-            above, below = seconds(two), seconds(one)
-        else:
-            below, above = seconds(one), seconds(two)
-        ratios.append(above / below)
-    print(f"\r{'':50}\r", end="", file=sys.stderr)
-    low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    sigma = (high - low) / 1.349
-    error = math.sqrt(math.pi / 2 / pairs) * sigma
-    return {"median": median, "standard_error": error, "quartiles": [low, high], "pairs": pairs}
+    return {
+        "torch, in memory": timing.timed(memory_epoch),
+        "torch, DataLoader": timing.timed(loader_epoch),
+    }
 
 
 def report(
-    rows: dict[str, Any],
+    times: dict[str, list[float]],
     overhead: dict[str, Any],
     first_call: dict[str, float],
     rounds: int,
     steps: int,
-) -> dict:
-    """Everything that goes into the JSON file; ratios to PyTorch are of medians, with diffusion."""
+) -> dict[str, Any]:
+    """Everything that goes into the JSON file; ratios to PyTorch are of medians, with diffusion.
+
+    `times` are the seconds of epochs of `steps` steps.
+    """
     import torch
+
+    rows: dict[str, dict[str, Any]] = {}
+    for name, seconds in times.items():
+        ms = [1e3 * each / steps for each in seconds]
+        rows[name] = {
+            "median_ms": statistics.median(ms),
+            "quartiles_ms": timing.quartiles(ms),
+            "min_ms": min(ms),
+        }
 
     def ratio(over: str, under: str) -> float:
         return rows[over]["median_ms"] / rows[under]["median_ms"]
@@ -204,69 +163,71 @@ def report(
         "step": rows,
         "first_call_s": first_call,
         "config": {
-            "batch": BATCH, "learning_rate": LEARNING_RATE, "diffusion": DIFFUSION,
-            "loader_workers": WORKERS, "steps": steps, "rounds": rounds,
+            "batch": BATCH,
+            "learning_rate": LEARNING_RATE,
+            "diffusion": DIFFUSION,
+            "loader_workers": WORKERS,
+            "steps": steps,
+            "rounds": rounds,
             "steps_of_a_paired_epoch": min(steps, PAIRED_STEPS),
         },
-        "versions": {"python": platform.python_version(), "jax": jax.__version__,
-                     "flax": flax.__version__, "optax": optax.__version__,
-                     "torch": torch.__version__},
-        "machine": {"device": jax.devices()[0].device_kind, "processor": processor(),
-                    "torch_threads": torch.get_num_threads(), "cores": cores()},
-    }  # fmt: skip
+        "machine": machine.describe() | {"torch_threads": torch.get_num_threads()},
+    }
 
 
-def cores() -> int:
-    """CPU cores that this process may use: both libraries start that many threads."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def processor() -> str:
-    """The model name of the CPU."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Measure, print the table, write the JSON file; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_cost", description=__doc__)
-    parser.add_argument("--json", type=writable, metavar="FILE", help="also write the figures here")
-    parser.add_argument("--steps", type=int, default=60, help="steps an epoch (default 60)")
-    parser.add_argument("--rounds", type=int, default=15, help="epochs of each (default 15)")
-    parser.add_argument("--pairs", type=int, default=100, help="ratios to an epoch without noise")
+@cli.program("train_cost")
+def main(argv: list[str] | None = None) -> None:
+    """Measure, print the table, write the JSON file."""
+    parser = cli.parser("train_cost", __doc__, out=False)
+    parser.add_argument(
+        "--json", type=cli.writable, metavar="FILE", help="also write the figures here"
+    )
+    parser.add_argument(
+        "--steps", type=cli.at_least_one, default=60, help="steps an epoch (default 60)"
+    )
+    parser.add_argument(
+        "--rounds", type=cli.at_least(2), default=15, help="epochs of each (default 15)"
+    )
+    parser.add_argument(
+        "--pairs", type=cli.at_least(2), default=100, help="ratios to an epoch without noise"
+    )
     args = parser.parse_args(argv)
-    if args.steps < 1 or args.rounds < 2 or args.pairs < 2:
-        parser.error("--steps must be at least 1, --rounds and --pairs at least 2")
     if importlib.util.find_spec("torch") is None:
-        print("train_cost compares with PyTorch: pip install torch==2.13.0", file=sys.stderr)
-        return 2
+        raise cli.Refusal("the comparison is with PyTorch: pip install torch==2.13.0")
     import torch
 
     on_gpu = jax.default_backend() == "gpu"
     if on_gpu and not torch.cuda.is_available():
-        print("JAX has a GPU and this PyTorch has none: set JAX_PLATFORMS=cpu", file=sys.stderr)
-        return 2
-    torch.set_num_threads(cores())
+        raise cli.Refusal("JAX has a GPU and this PyTorch has none: set JAX_PLATFORMS=cpu")
+    torch.set_num_threads(machine.cores())
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (args.steps * BATCH, 32, 32, 3), np.uint8)
     labels = rng.integers(0, 10, len(images), np.int32)
 
-    programs, first_call = {}, {}
-    for name, tx in optimizers().items():
-        programs[name], first_call[name] = ours(tx, images, labels)
-    programs |= torch_programs(images, labels, "cuda" if on_gpu else "cpu")
-    for run in programs.values():  # worker processes start here
-        run()
-    rows = interleave(programs, args.rounds, args.steps)
-    few = images[: PAIRED_STEPS * BATCH], labels[: PAIRED_STEPS * BATCH]
-    without, *withs = [(name, ours(tx, *few)[0]) for name, tx in optimizers().items()]
-    overhead = {name: compare(without[1], run, args.pairs) for name, run in withs}
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("first calls", total=args.rounds + 2 * args.pairs)
+        advance = lambda: progress.advance(task)
+        runs = {name: ours(tx, images, labels) for name, tx in optimizers().items()}
+        first_call = {name: run() for name, run in runs.items()}
+        runs |= torch_runs(images, labels, "cuda" if on_gpu else "cpu")
+        for run in runs.values():  # worker processes start here
+            run()
+        progress.update(task, description="epochs in turn")
+        times = timing.in_turn(runs, args.rounds, done=advance)
+        progress.update(task, description="pairs")
+        few = images[: PAIRED_STEPS * BATCH], labels[: PAIRED_STEPS * BATCH]
+        paired = {name: ours(tx, *few) for name, tx in optimizers().items()}
+        for run in paired.values():
+            run()
+        without, *withs = paired
+        overhead = {
+            name: timing.compare(paired[without], paired[name], args.pairs, advance)
+            for name in withs
+        }
 
-    result = report(rows, overhead, first_call, args.rounds, args.steps)
+    result = report(times, overhead, first_call, args.rounds, args.steps)
     print(f"{'one step, batch 100':24}{'median':>9}{'quartiles':>17}{'first call':>12}")
-    for name, row in rows.items():
+    for name, row in result["step"].items():
         low, high = row["quartiles_ms"]
         first = f"{first_call[name]:.1f} s" if name in first_call else ""
         print(f"{name:24}{row['median_ms']:6.2f} ms{low:8.2f}-{high:5.2f} ms{first:>12}")
@@ -275,10 +236,9 @@ def main(argv: list[str] | None = None) -> int:
     for name, row in overhead.items():
         median, error = row["median"], row["standard_error"]
         print(f"{name} over without: {median:.3f} ± {error:.3f} ({args.pairs} pairs)")
-    print(*(f"{k} {v}" for k, v in (result["versions"] | result["machine"]).items()), sep=", ")
+    print(machine.line(result["machine"]))
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
-    return 0
 
 
 if __name__ == "__main__":

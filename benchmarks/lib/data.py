@@ -11,9 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-
-class DataError(Exception):
-    """A dataset that cannot be had, told in one sentence."""
+from .cli import Refusal
 
 
 class Data(NamedTuple):
@@ -34,13 +32,13 @@ def load(name: str, data_dir: str | None = None) -> Data:
         usual place in the home folder.
 
     Raises:
-      DataError: the dataset is unknown, missing, or cannot be downloaded.
+      Refusal: the dataset is unknown, missing, or cannot be downloaded.
     """
     if name == "digits":
         return digits()
     if name == "cifar10":
         return cifar10(data_dir)
-    raise DataError(f"unknown dataset {name!r}")
+    raise Refusal(f"unknown dataset {name!r}")
 
 
 def digits() -> Data:
@@ -82,7 +80,7 @@ def cifar10(data_dir: str | None) -> Data:
     The cache lies in `$XDG_CACHE_HOME/diffopt`, by default `~/.cache/diffopt`.
     """
     if data_dir is not None and not Path(data_dir).is_dir():
-        raise DataError(f"--data-dir {data_dir} is not a folder")
+        raise Refusal(f"--data-dir {data_dir} is not a folder")
     logging.getLogger("absl").setLevel(logging.ERROR)
     import tensorflow_datasets as tfds
 
@@ -114,7 +112,7 @@ def download(builder: Any) -> None:
     """Let TensorFlow Datasets download and prepare `builder`, after checking that it can."""
     missing = f"{builder.name} is not in {builder.data_dir}"
     if importlib.util.find_spec("tensorflow") is None:
-        raise DataError(
+        raise Refusal(
             f"{missing}, and its first download needs TensorFlow: pip install tensorflow, or give"
             " --data-dir a folder that holds it in array_record format"
         )
@@ -124,7 +122,7 @@ def download(builder: Any) -> None:
             urllib.request.urlopen(request, timeout=10).close()
         builder.download_and_prepare()
     except Exception as error:  # TensorFlow Datasets' own errors have no common type
-        raise DataError(f"{missing}, and it could not be downloaded: {error}") from error
+        raise Refusal(f"{missing}, and it could not be downloaded: {error}") from error
 
 
 def store(path: Path, arrays: dict[str, Any]) -> None:

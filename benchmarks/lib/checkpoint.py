@@ -17,16 +17,14 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import args as ocp_args
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-
-class CheckpointError(Exception):
-    """A folder that cannot be used for checkpoints, told in one sentence."""
+from .cli import Refusal
 
 
 def claim(folder: Path, settings: dict[str, Any]) -> None:
     """Make `folder` that of runs with `settings`, or see that it is.
 
     Raises:
-      CheckpointError: it was made with other settings, or cannot be read or written.
+      Refusal: it was made with other settings, or cannot be read or written.
     """
     file = folder / "settings.json"
     try:
@@ -39,16 +37,16 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
             part.replace(file)
         made = json.loads(file.read_text())
     except OSError as error:
-        raise CheckpointError(f"--checkpoint {folder} cannot be used: {error.strerror}") from error
+        raise Refusal(f"--checkpoint {folder} cannot be used: {error.strerror}") from error
     except ValueError as error:
-        raise CheckpointError(f"--checkpoint {folder}: {file} is damaged: {error}") from error
+        raise Refusal(f"--checkpoint {folder}: {file} is damaged: {error}") from error
     differences = [
         f"{name} {made.get(name)}, now {settings.get(name)}"
         for name in {**made, **settings}
         if made.get(name) != settings.get(name)
     ]
     if differences:
-        raise CheckpointError(f"--checkpoint {folder} was made with {'; '.join(differences)}")
+        raise Refusal(f"--checkpoint {folder} was made with {'; '.join(differences)}")
 
 
 def manager(folder: Path) -> ocp.CheckpointManager:

@@ -1,24 +1,65 @@
-"""One epoch as one compiled program, and the scores of a trained network."""
+"""The loop that trains a network, whose epoch is one compiled program, and its predictions."""
 
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
-
-from .calibration import brier
 
 
 def mean_loss(graphdef: Any, params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
     """Mean cross-entropy of a batch."""
     logits = nnx.merge(graphdef, params)(images)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+class Epoch(NamedTuple):
+    """What a network is after an epoch. The next one donates its parameters and its state."""
+
+    number: int
+    params: Any
+    opt_state: Any
+    losses: np.ndarray
+    seconds: float
+
+
+def train(
+    epoch: Callable[..., Any],
+    params: Any,
+    opt_state: Any,
+    key: jax.Array,
+    train_set: tuple[jax.Array, jax.Array],
+    numbers: Iterable[int],
+) -> Iterator[Epoch]:
+    """Train for the epochs `numbers`, which count from 1.
+
+    Args:
+      epoch: a program of `make_epoch`.
+      params: the parameters to begin with, donated as `opt_state` is.
+      opt_state: the optimizer's state.
+      key: with the number of an epoch it gives the order of the data.
+      train_set: images and labels.
+      numbers: as an iterable that shows progress, for example.
+    """
+    for number in numbers:
+        order_key = jax.random.fold_in(key, number)
+        start = time.perf_counter()
+        params, opt_state, losses = epoch(params, opt_state, order_key, *train_set)
+        losses = np.asarray(losses)
+        yield Epoch(number, params, opt_state, losses, time.perf_counter() - start)
+
+
+def second_half(epochs: int) -> range:
+    """The epochs whose predictions are averaged."""
+    return range(epochs // 2 + 1, epochs + 1)
 
 
 def make_mesh(batch_size: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -36,11 +77,13 @@ def make_mesh(batch_size: int, devices: Sequence[jax.Device] | None = None) -> M
 def data_parallel(gradient: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """`gradient(params, images, labels)`, each device on its share of the batch; then the mean."""
 
-    def of_share(params: Any, images: jax.Array, labels: jax.Array) -> Any:
+    def gradient_of_share(params: Any, images: jax.Array, labels: jax.Array) -> Any:
         return jax.lax.pmean(gradient(params, images, labels), "data")
 
     specs = P(), P("data"), P("data")
-    return jax.shard_map(of_share, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)
+    return jax.shard_map(
+        gradient_of_share, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False
+    )
 
 
 def make_epoch(
@@ -86,21 +129,3 @@ def predict(graphdef: Any, params: Any, images: jax.Array) -> jax.Array:
     batches = jnp.arange(-(-examples // batch_size) * batch_size).reshape(-1, batch_size) % examples
     logits = jax.lax.map(lambda index: model(images[index]), batches)
     return jax.nn.softmax(logits.reshape(-1, logits.shape[-1])[:examples])
-
-
-def scores(probs: jax.Array, labels: jax.Array, bins: int = 15) -> dict[str, float]:
-    """Accuracy, negative log-likelihood, Brier score and calibration error of class probabilities.
-
-    The calibration error is the mean gap between confidence and accuracy over `bins` equal bins
-    of confidence, weighted by the examples in each (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
-    """
-    nll = -jnp.log(jnp.take_along_axis(probs, labels[:, None], axis=1).clip(1e-30))
-    confidence, correct = probs.max(1), probs.argmax(1) == labels
-    which = jnp.clip((confidence * bins).astype(int), 0, bins - 1)
-    gap = jax.ops.segment_sum(confidence - correct, which, num_segments=bins)
-    return {
-        "accuracy": float(correct.mean()),
-        "nll": float(nll.mean()),
-        "brier": brier(probs, labels),
-        "ece": float(jnp.abs(gap).sum() / len(labels)),
-    }

@@ -1,0 +1,62 @@
+"""`metrics.json`: what was asked for, the machine, and a record of every run."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..lib.training import second_half
+
+
+def save(out: Path, metrics: dict[str, Any]) -> None:
+    """Write `metrics.json`, at once or not at all; a number that is not finite becomes null."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: finite(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [finite(v) for v in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    part = out / "metrics.json.part"
+    part.write_text(json.dumps(finite(metrics), indent=1, allow_nan=False))
+    os.replace(part, out / "metrics.json")
+
+
+def runs_of(metrics: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The runs of one optimizer at its own learning rate, one a seed."""
+    lr = metrics["config"]["optimizers"][name]["learning_rate"]
+    return [r for r in metrics["runs"] if r["optimizer"] == name and r["learning_rate"] == lr]
+
+
+def swept_runs_of(metrics: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The runs of one optimizer at the other learning rates of a sweep."""
+    lr = metrics["config"]["optimizers"][name]["learning_rate"]
+    return [r for r in metrics["runs"] if r["optimizer"] == name and r["learning_rate"] != lr]
+
+
+def finished(metrics: dict[str, Any]) -> list[str]:
+    """The optimizers that have a finished run, in the order asked for."""
+    return [name for name in metrics["config"]["optimizers"] if runs_of(metrics, name)]
+
+
+def accuracies(metrics: dict[str, Any]) -> dict[str, float]:
+    """Each optimizer's mean test accuracy."""
+    return {
+        name: float(np.mean([r["test_accuracy"] for r in runs_of(metrics, name)]))
+        for name in finished(metrics)
+    }
+
+
+def good_accuracy(metrics: dict[str, Any]) -> float:
+    """Five points below the best optimizer's test accuracy."""
+    return max(accuracies(metrics).values()) - 0.05
+
+
+def averaged_epochs(metrics: dict[str, Any]) -> str:
+    """Which epochs' predictions are averaged."""
+    epochs = second_half(metrics["config"]["epochs"])
+    return f"epochs {epochs[0]} to {epochs[-1]}"

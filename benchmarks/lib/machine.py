@@ -1,0 +1,67 @@
+"""What a program runs on."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+PACKAGES = (
+    "diffopt", "jax", "jaxlib", "optax", "flax", "numpy", "scikit-learn", "blackjax", "torch",
+    "posteriors",
+)  # fmt: skip
+
+
+def describe() -> dict[str, Any]:
+    """Date, processor, devices, and the versions of the packages that are installed."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "cpu": cpu(),
+        "cores": cores(),
+        "device": device(),
+        "backend": jax.default_backend(),
+        "processes": jax.process_count(),
+        "versions": {"python": platform.python_version()} | versions(PACKAGES),
+    }
+
+
+def line(machine: dict[str, Any]) -> str:
+    """A description in one line."""
+    packages = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return (
+        f"{machine['date']}, {machine['device']}, {machine['cpu']}, {machine['cores']} cores,"
+        f" {packages}"
+    )
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of those of the packages that are installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def device() -> str:
+    """How many devices of which kind JAX has, on all hosts."""
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu() -> str:
+    """The model name of the CPU."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
