@@ -103,23 +103,25 @@ def on_cpu(
     return jax.lax.platform_dependent(key, cpu=fused, default=plain)
 
 
-def in_memory(draw: Callable[[jax.Array], Any], key: jax.Array) -> Any:
-    """`draw(key)`, arrays, on a CPU computed once into memory, not again at every use.
+def in_memory(draw: Callable[..., Any], key: jax.Array, *args: Any) -> Any:
+    """`draw(key, *args)`, arrays, on a CPU computed once into memory, not again at every use.
 
     XLA fuses nothing into or out of a conditional whose condition it cannot know. The branch not
     taken depends on the key too: `jax.shard_map` wants both to vary over the same devices.
     """
+
+    plain = lambda key: draw(key, *args)
 
     def conditional(key: jax.Array) -> Any:
         true = jax.lax.optimization_barrier(jnp.array(True))
 
         def never(key: jax.Array) -> Any:
             filled = lambda out: jnp.full(out.shape, jax.random.key_data(key)[0], out.dtype)
-            return jax.tree.map(filled, jax.eval_shape(draw, key))
+            return jax.tree.map(filled, jax.eval_shape(plain, key))
 
-        return jax.lax.cond(true, draw, never, key)
+        return jax.lax.cond(true, plain, never, key)
 
-    return jax.lax.platform_dependent(key, cpu=conditional, default=draw)
+    return jax.lax.platform_dependent(key, cpu=conditional, default=plain)
 
 
 def random_bits(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -136,8 +138,7 @@ def random_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Arr
 
     def fused(key: jax.Array) -> jax.Array:
         if shape and shape[-1] < 64 and shape[-1] % 8:  # no whole vectors in a row: a scalar loop
-            flat = partial(fused_normal, shape=(math.prod(shape),))
-            return in_memory(flat, key).reshape(shape)
+            return in_memory(fused_normal, key, (math.prod(shape),)).reshape(shape)
         return fused_normal(key, shape)
 
     return on_cpu(fused, plain, key, math.prod(shape)) if dtype == jnp.float32 else plain(key)

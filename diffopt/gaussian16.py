@@ -88,12 +88,12 @@ def gaussian16(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
         return jnp.zeros(shape, dtype)
     if max(shape[:-1], default=1) == 1 or (shape[-1] < 64 and shape[-1] % 8):
         rows = (-(-size // (4 * ROW)) * 4, ROW)
-        xi = in_memory(partial(gaussian16, shape=rows, dtype=dtype), key)
+        xi = in_memory(gaussian16, key, rows, dtype)
         return xi.reshape(-1)[:size].reshape(shape)
     axis = max(range(len(shape) - 1), key=shape.__getitem__)
     before, after = shape[:axis], shape[axis + 1 :]
     quarter = -(-shape[axis] // 4)
-    words = in_memory(partial(random_blocks, shape=(*before, quarter, *after)), key)
+    words = in_memory(random_blocks, key, (*before, quarter, *after))
     first, second = (jnp.expand_dims(word, axis + 1) for word in words)
     place = jax.lax.broadcasted_iota(jnp.uint32, (4, *(1 for _ in after)), 0)
     word = jnp.where(place < 2, first, second) << (place % 2 * 16) & np.uint32(0xFFFF0000)

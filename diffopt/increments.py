@@ -40,7 +40,7 @@ def rademacher(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     axis = min(range(len(shape)), key=lambda axis: -(-shape[axis] // 32) / max(shape[axis], 1))
     size = shape[axis]
     words_shape = (*shape[:axis], -(-size // 32), *shape[axis + 1 :])
-    words = in_memory(partial(random_bits, shape=words_shape, dtype=jnp.uint32), key)
+    words = in_memory(random_bits, key, words_shape, jnp.uint32)
     words = jnp.repeat(words, 32, axis=axis)
     words = jax.lax.slice_in_dim(words, 0, size, axis=axis)
     bits = words >> (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) % 32)
@@ -109,7 +109,7 @@ def increments(key: jax.Array, tree: Any, noise: Noise) -> Any:
             parts = [noise_function(group_key, shapes[members[0]], real)]
         else:
             total = sum(sizes[i] for i in members)
-            flat = in_memory(partial(noise_function, shape=(total,), dtype=real), group_key)
+            flat = in_memory(noise_function, group_key, (total,), real)
             starts = np.cumsum([0, *(sizes[i] for i in members[:-1])])
             # As it cannot know where a slice starts, XLA leaves `flat` whole on every device.
             starts = jax.lax.optimization_barrier(starts)
