@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .cpu_random import NoiseFunction, in_memory, is_constant, random_bits, random_normal
+from .gaussian16 import gaussian16
 from .trees import by_shards, check_inexact
 
 Noise = str | NoiseFunction
@@ -48,7 +49,11 @@ def rademacher(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     return jnp.where(bits & 1, 1, -1).astype(dtype)
 
 
-NOISES: dict[str, NoiseFunction] = {"gaussian": gaussian, "rademacher": rademacher}
+NOISES: dict[str, NoiseFunction] = {
+    "gaussian": gaussian,
+    "gaussian16": gaussian16,
+    "rademacher": rademacher,
+}
 
 
 def get_noise(noise: Noise) -> NoiseFunction:
@@ -78,7 +83,7 @@ def increments(key: jax.Array, tree: Any, noise: Noise) -> Any:
     Args:
       key: a typed PRNG key, used for this increment only.
       tree: a tree of arrays of floating or complex dtype.
-      noise: `"gaussian"`, `"rademacher"`, or a function `(key, shape, dtype) -> array`, which is
+      noise: a name in `NOISES`, or a function `(key, shape, dtype) -> array`, which is
         called once for each leaf, or once with shape (2, ...) for a complex one.
 
     Raises:
