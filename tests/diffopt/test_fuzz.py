@@ -58,6 +58,8 @@ def partition(make, noise):
 
 
 def inject(make, noise):
+    if make is SAMPLERS["langevin"].make:  # optax.scale by an injected rate takes the rate's dtype
+        return optax.inject_hyperparams(lambda T: make(ETA, T, noise=noise))(T=T)
     return optax.inject_hyperparams(lambda eta, T: make(eta, T, noise=noise))(eta=ETA, T=T)
 
 
