@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .cpu_random import counter, in_memory, threefry
+from .cpu_random import counter, in_memory, is_constant, random_bits, threefry
 
 ROW = 8  # a vector is drawn as rows of so many elements
 
@@ -83,6 +83,9 @@ def gaussian16(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     rows, up to four times if it is odd. Where the axis itself is no multiple of four, so that its
     last block is not used up, devices also exchange numbers.
     """
+    if not is_constant(shape):
+        word = random_bits(key, shape, jnp.uint32) & np.uint32(0xFFFF0000)
+        return quantile(jax.lax.bitcast_convert_type(word, jnp.int32)).astype(dtype)
     size = math.prod(shape)
     if size == 0:
         return jnp.zeros(shape, dtype)

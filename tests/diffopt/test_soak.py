@@ -73,7 +73,7 @@ def test_a_million_steps_end_at_the_law_in_the_memory_of_the_first(name):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("noise", ["gaussian", "rademacher"])
+@pytest.mark.parametrize("noise", ["gaussian", "gaussian16", "rademacher"])
 def test_leaves_of_a_billion_and_a_half_elements(name, noise):
     """Their number is above 2³², and so are the bytes of one of 32 bits."""
     dtype = SAMPLERS[name].dtype
