@@ -76,7 +76,7 @@ WRAPPERS = {
 }
 
 cases = given(
-    tree=trees,
+    tree=trees.filter(lambda tree: tree is not None),  # None: no parameters were given
     sampler=st.sampled_from([name for name in SAMPLERS if name != "low_precision"]),
     wrapper=st.sampled_from(list(WRAPPERS)),
     noise=st.sampled_from(["gaussian", "gaussian16", "rademacher"]),
