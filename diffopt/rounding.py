@@ -44,11 +44,32 @@ def _unit(p: jax.Array) -> jax.Array:
 
 
 def _round(x: jax.Array, dtype: Any, bits: jax.Array) -> jax.Array:
-    """One of the two neighbours of the float32 `x` in `dtype`, at random, so that its mean is x."""
-    dropped = np.uint32(2 ** (23 - jnp.finfo(dtype).nmant) - 1)
-    word = jax.lax.bitcast_convert_type(x, jnp.uint32) + (bits & dropped)
+    """One of the two neighbours of the float32 `x` in `dtype`, by 16 random bits; its mean is x."""
+    places = 23 - jnp.finfo(dtype).nmant
+    dropped = np.uint32(2**places - 1)
+    word = jax.lax.bitcast_convert_type(x, jnp.uint32) + (bits << 16 >> (32 - places))
     rounded = jax.lax.bitcast_convert_type(word & ~dropped, jnp.float32)
     return jnp.where(jnp.isfinite(x), rounded, x).astype(dtype)
+
+
+def _partner(bits: jax.Array) -> jax.Array:
+    """A second number of 16 bits: with `bits` it is a point of a lattice that is even in a square.
+
+    Its factor is the odd number nearest to 2¹⁶ over the golden ratio.
+    """
+    return bits * np.uint32(40503) & np.uint32(0xFFFF)
+
+
+def _together(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`x` and `y`, of at most 16 bits each, by way of one word, as what they have in common.
+
+    On a CPU XLA would compute that, a whole update, once for each of them.
+    """
+    cast = jax.lax.bitcast_convert_type
+    unsigned = [jnp.dtype(f"uint{8 * z.dtype.itemsize}") for z in (x, y)]
+    low, high = (cast(z, u).astype(jnp.uint32) for z, u in zip((x, y), unsigned, strict=True))
+    word = low | high << 16
+    return cast(word.astype(unsigned[0]), x.dtype), cast((word >> 16).astype(unsigned[1]), y.dtype)
 
 
 def _exact(params: Any, residual: Any) -> Any:
@@ -193,8 +214,10 @@ def low_precision(
             update = (rounded.astype(jnp.float32) - start).astype(g.dtype)
             after = (p + update).astype(p.dtype)  # as optax.apply_updates does
             rest = (moved - (after.astype(jnp.float32) - start)) / _unit(after)
-            rest = jnp.floor(rest + (bits >> 16) * np.float32(2**-16))
-            return update, jnp.clip(rest, -(2**15), 2**15 - 1).astype(jnp.int16)
+            rest = jnp.floor(rest + _partner(bits) * np.float32(2**-16))
+            rest = jnp.clip(rest, -(2**15), 2**15 - 1).astype(jnp.int16)
+            rounded, rest = _together(rounded, rest)
+            return (rounded.astype(jnp.float32) - start).astype(g.dtype), rest
 
         steps = jax.tree.map(
             step, params, updates, inner, state.residual, random_bits_like(subkey, params)
