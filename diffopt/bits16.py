@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .cpu_random import counter, in_memory, threefry
+from .cpu_random import counter, in_memory, is_constant, threefry
 
 ROW = 8  # a vector is drawn as rows of so many elements
 
@@ -34,6 +34,8 @@ def random_16_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     rows, up to four times if it is odd. Where the axis itself is no multiple of four, so that its
     last block is not used up, devices also exchange numbers.
     """
+    if not is_constant(shape):
+        return jax.random.bits(key, shape, jnp.uint32) >> 16
     size = math.prod(shape)
     if size == 0:
         return jnp.zeros(shape, jnp.uint32)

@@ -85,11 +85,16 @@ def fused_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return np.float32(np.sqrt(2)) * jax.lax.erf_inv(unit * (1 - low) + low)
 
 
+def is_constant(shape: tuple[Any, ...]) -> bool:
+    """Whether `shape` is of numbers alone, with no symbolic dimension, as of `jax.export`."""
+    return all(isinstance(size, int) for size in shape)
+
+
 def on_cpu(
     fused: Callable[[jax.Array], jax.Array],
     plain: Callable[[jax.Array], jax.Array],
     key: jax.Array,
-    size: int,
+    shape: tuple[int, ...],
 ) -> jax.Array:
     """`fused(key)` on a CPU, where JAX computes its numbers so too; elsewhere `plain(key)`.
 
@@ -98,7 +103,9 @@ def on_cpu(
     """
     impl = str(jax.random.key_impl(key))
     partitionable = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
-    if impl != "threefry2x32" or not partitionable or size >= 2**32:
+    if impl != "threefry2x32" or not partitionable:
+        return plain(key)
+    if not is_constant(shape) or math.prod(shape) >= 2**32:
         return plain(key)
     return jax.lax.platform_dependent(key, cpu=fused, default=plain)
 
@@ -127,7 +134,7 @@ def in_memory(draw: Callable[..., Any], key: jax.Array, *args: Any) -> Any:
 def random_bits(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """`jax.random.bits(key, shape, dtype)` of 32-bit words, fused on a CPU."""
     plain = partial(jax.random.bits, shape=shape, dtype=dtype)
-    return on_cpu(partial(fused_bits, shape=shape), plain, key, math.prod(shape))
+    return on_cpu(partial(fused_bits, shape=shape), plain, key, shape)
 
 
 def random_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -141,4 +148,4 @@ def random_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Arr
             return in_memory(fused_normal, key, (math.prod(shape),)).reshape(shape)
         return fused_normal(key, shape)
 
-    return on_cpu(fused, plain, key, math.prod(shape)) if dtype == jnp.float32 else plain(key)
+    return on_cpu(fused, plain, key, shape) if dtype == jnp.float32 else plain(key)

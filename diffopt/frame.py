@@ -104,7 +104,9 @@ def sampler(
     ) -> tuple[optax.Updates, Any]:
         del params, extra_args
         key, subkey = jax.random.split(state.key)
-        moves, after = step(updates, increments(subkey, updates, noise), state)
+        xi = increments(subkey, updates, noise)
+        with jax.numpy_dtype_promotion("standard"):  # the casts below are meant
+            moves, after = step(updates, xi, state)
         after = cast_like(after, state)
         after = after._replace(count=optax.safe_increment(state.count), key=key)
         return cast_like(moves, updates), after

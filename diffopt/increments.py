@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .bits16 import random_16_bits
-from .cpu_random import NoiseFunction, in_memory, random_bits, random_normal
+from .cpu_random import NoiseFunction, in_memory, is_constant, random_bits, random_normal
 from .gaussian16 import gaussian16
 from .trees import by_shards, check_inexact
 
@@ -38,6 +38,8 @@ def rademacher(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """
     if not shape:
         return rademacher(key, (1,), dtype)[0]
+    if not is_constant(shape):
+        return jnp.where(random_bits(key, shape, jnp.uint32) & 1, 1, -1).astype(dtype)
     axis = min(range(len(shape)), key=lambda axis: -(-shape[axis] // 32) / max(shape[axis], 1))
     size = shape[axis]
     words_shape = (*shape[:axis], -(-size // 32), *shape[axis + 1 :])
@@ -91,7 +93,7 @@ def increments(key: jax.Array, tree: Any, noise: Noise) -> Any:
     check_inexact(tree)
     noise_function = get_noise(noise)
     leaves, treedef = jax.tree.flatten(tree)
-    dtypes = [jnp.promote_types(jnp.result_type(leaf), jnp.float32) for leaf in leaves]
+    dtypes = [np.promote_types(jnp.result_type(leaf), np.float32) for leaf in leaves]
     shapes = [
         (2, *jnp.shape(leaf)) if jnp.issubdtype(dtype, jnp.complexfloating) else jnp.shape(leaf)
         for leaf, dtype in zip(leaves, dtypes, strict=True)
@@ -100,7 +102,7 @@ def increments(key: jax.Array, tree: Any, noise: Noise) -> Any:
 
     groups: dict[Any, list[int]] = {}
     for i, size in enumerate(sizes):
-        together = size < SMALL and not callable(noise)
+        together = is_constant(shapes[i]) and size < SMALL and not callable(noise)
         groups.setdefault(jnp.finfo(dtypes[i]).dtype if together else i, []).append(i)
 
     xis: list[Any] = [None] * len(leaves)

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from .frame import SamplerState, sampler
@@ -252,7 +253,7 @@ def psgld(
     def init(params: Any, count: jax.Array, key: jax.Array) -> PreconditionedState:
         def zeros(p: Any) -> jax.Array:
             real = jnp.finfo(jnp.result_type(p)).dtype
-            return jnp.zeros_like(p, dtype=jnp.promote_types(real, jnp.float32))
+            return jnp.zeros_like(p, dtype=np.promote_types(real, np.float32))
 
         return PreconditionedState(count, key, jax.tree.map(zeros, params))
 

@@ -325,7 +325,7 @@ def sgnht(
     check_number("momentum", momentum, below=1)
 
     def init(params: Any, count: jax.Array, key: jax.Array) -> ThermostatState:
-        friction = jnp.asarray(1 - momentum, jnp.float32)
+        friction = as_float(1 - momentum).astype(jnp.float32)
         return ThermostatState(*_start(params, count, key), friction)
 
     def step(g: Any, xi: Any, state: ThermostatState) -> tuple[Any, ThermostatState]:
