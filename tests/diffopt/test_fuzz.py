@@ -77,7 +77,7 @@ cases = given(
     tree=trees,
     sampler=st.sampled_from([name for name in SAMPLERS if name != "low_precision"]),
     wrapper=st.sampled_from(list(WRAPPERS)),
-    noise=st.sampled_from(["gaussian", "rademacher"]),
+    noise=st.sampled_from(["gaussian", "gaussian16", "rademacher"]),
 )
 
 

@@ -8,7 +8,7 @@ import pytest
 from diffopt.bits16 import random_16_bits
 from diffopt.increments import SMALL, get_noise, increments, rademacher, random_bits_like
 
-NOISES = ["gaussian", "rademacher"]
+NOISES = ["gaussian", "gaussian16", "rademacher"]
 KEY = jax.random.key(5)
 
 
@@ -97,7 +97,7 @@ def test_a_function_is_called_once_a_leaf_with_its_shape_and_a_key_of_its_own():
 
 
 def test_an_unknown_noise_is_refused_with_the_known_names():
-    with pytest.raises(ValueError, match=r"\['gaussian', 'rademacher'\].*'cauchy'"):
+    with pytest.raises(ValueError, match=r"\['gaussian', 'gaussian16', 'rademacher'\].*'cauchy'"):
         get_noise("cauchy")
 
 
