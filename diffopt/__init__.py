@@ -3,12 +3,17 @@
 from .chains import split_keys as split_keys
 from .cyclical import cyclical_schedule as cyclical_schedule
 from .cyclical import sampling_stage as sampling_stage
+from .diagnostics import NoiseTemperature as NoiseTemperature
 from .diagnostics import Temperature as Temperature
 from .diagnostics import configurational_temperature as configurational_temperature
+from .diagnostics import gradient_noise_temperature as gradient_noise_temperature
 from .diagnostics import kinetic_temperature as kinetic_temperature
 from .frame import SamplerState as SamplerState
 from .frame import sampler as sampler
 from .increments import Noise as Noise
+from .learning_coefficient import Estimate as Estimate
+from .learning_coefficient import local_learning_coefficient as local_learning_coefficient
+from .learning_coefficient import wbic as wbic
 from .overdamped import PreconditionedState as PreconditionedState
 from .overdamped import langevin as langevin
 from .overdamped import psgld as psgld
@@ -21,6 +26,8 @@ from .posterior import draws as draws
 from .posterior import predictions as predictions
 from .posterior import predictive as predictive
 from .posterior import to_arviz as to_arviz
+from .priors import GaussianPriorState as GaussianPriorState
+from .priors import gaussian_prior as gaussian_prior
 from .rounding import LowPrecisionState as LowPrecisionState
 from .rounding import exact_params as exact_params
 from .rounding import low_precision as low_precision
