@@ -53,7 +53,7 @@ def programs(num_chains: int, steps: int) -> dict[str, Callable[[], Any]]:
 
         def step(carry: Any, key: jax.Array) -> Any:
             index = jax.random.randint(key, (num_chains, BATCH_SIZE), 0, len(data[1]))
-            return jax.vmap(one)(*carry, index), None
+            return jax.vmap(one)(carry[0], carry[1], index), None
 
         return jax.lax.scan(step, (params, states), keys)[0]
 
