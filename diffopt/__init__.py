@@ -31,6 +31,8 @@ from .rounding import exact_params as exact_params
 from .rounding import low_precision as low_precision
 from .sampling import SampleState as SampleState
 from .sampling import sample as sample
+from .step_size import StepSizes as StepSizes
+from .step_size import find_step_size as find_step_size
 from .underdamped import ThermostatState as ThermostatState
 from .underdamped import UnderdampedState as UnderdampedState
 from .underdamped import baoab as baoab

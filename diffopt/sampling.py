@@ -37,9 +37,9 @@ class SampleState(NamedTuple):
       opt_state: the state of the transformation, `[chain, ...]`.
       step: steps taken, an int32 scalar that stays at 2³¹ - 1 once it is there.
       position: batches taken of the present epoch, an int32 scalar.
-      key: for the order of the examples, `[chain]`.
-      order: the examples in the order of the present epoch, `[chain, example]`; `None` without
-        batches.
+      key: of the present epoch.
+      order: the examples in the order of the present epoch, in which each chain begins somewhere
+        else; `None` without batches.
     """
 
     opt_state: Any
@@ -51,7 +51,7 @@ class SampleState(NamedTuple):
 
 # How (params, SampleState, CollectState) lie on the devices that share the chains.
 EACH, ALL = PartitionSpec("chain"), PartitionSpec()
-CHAIN_AXES: Any = (EACH, SampleState(EACH, ALL, ALL, EACH, EACH), EACH)  # type: ignore[arg-type]
+CHAIN_AXES: Any = (EACH, SampleState(EACH, ALL, ALL, ALL, ALL), EACH)  # type: ignore[arg-type]
 
 
 class _Plan(NamedTuple):
@@ -229,14 +229,21 @@ def run_chains(
     check_inexact(params)
     if not jax.tree.leaves(params):
         raise ValueError("params has no leaves")
-    num_examples = _num_examples(data, batch_size)
+    num_examples = count_examples(data, batch_size)
     if batch_size == num_examples:
         batch_size = None
     num_chains, led = _num_chains(params, num_chains, opt_state)
+    if opt_state is not None:
+        before = None if opt_state.order is None else len(opt_state.order)
+        if before != (None if batch_size is None else num_examples):
+            raise ValueError(
+                f"opt_state is of batches of {before} examples, got data of {num_examples} and"
+                f" batch_size={batch_size}: go on with the same"
+            )
     one = jax.tree.map(
         lambda p: jax.ShapeDtypeStruct(jnp.shape(p)[led:], jnp.result_type(p)), params
     )
-    _check_loss(loss, one, data, batch_size)
+    check_loss(loss, one, data, batch_size)
 
     base = 0 if opt_state is None else int(opt_state.step)
     due = _due(num_steps, start, every, where, base)
@@ -261,10 +268,15 @@ def run_chains(
     )
     begin, advance = _programs(plan)
     params, data = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), (params, data))
+    keys = None
+    if opt_state is None:
+        own, examples = jax.random.split(derive_key(key, "sample"))
+        first_chain = jax.tree.map(lambda p: p[0], params) if led else params
+        keys = _chain_keys(tx, first_chain, num_chains, own), examples
     if plan.mesh is not None:
         data = jax.device_put(data, NamedSharding(plan.mesh, ALL))
         params = jax.device_put(params, NamedSharding(plan.mesh, EACH if led else ALL))
-    carry = begin(params, opt_state, derive_key(key, "sample"), data)
+    carry = begin(params, opt_state, keys, data)
 
     done, length = 0, 1
     pieces: list[Any] = []
@@ -302,7 +314,7 @@ def run_chains(
     else:
         kept_samples = _first_draws(kept.samples, bisect.bisect_left(due, done))
     diverged = np.asarray(kept.diverged)
-    last = np.asarray(jax.jit(jax.vmap(is_finite))(params))
+    last = np.asarray(_finite_chains(params))
     diverged = np.where((diverged < 0) & ~last, done, diverged)
     diverged = np.where(diverged < 0, -1, base + diverged)
     for chain in np.flatnonzero(diverged >= 0):
@@ -315,6 +327,9 @@ def run_chains(
     return Samples(draws, losses, temperatures, params, state, diverged)
 
 
+_finite_chains = jax.jit(jax.vmap(is_finite))
+
+
 def _first_draws(samples: Any, number: int) -> Any:
     return jax.tree.map(lambda s: s if s.shape[1] == number else s[:, :number], samples)
 
@@ -323,7 +338,7 @@ def _draw(samples: Any, i: int) -> Any:
     return jax.tree.map(lambda s: s[:, i], samples)
 
 
-def _num_examples(data: Any, batch_size: int | None) -> int | None:
+def count_examples(data: Any, batch_size: int | None) -> int | None:
     """The length of the leading axis of `data`, after the checks on it and on `batch_size`."""
     if batch_size is not None:
         check_int("batch_size", batch_size, least=1)
@@ -363,17 +378,19 @@ def _num_chains(
     ((length,),) = lengths
     if length < 1:
         raise ValueError("params have no chain")
-    if opt_state is not None and opt_state.key.shape != (length,):
-        raise ValueError(
-            f"params have {length} chains and opt_state has {opt_state.key.shape[0]}: go on with"
-            " the params of the same Samples"
-        )
     if num_chains not in (None, 1, length):
-        raise ValueError(f"num_chains is {num_chains}, but opt_state has {length} chains")
+        raise ValueError(f"num_chains is {num_chains}, but params have {length} chains")
+    if opt_state is not None:
+        for leaf in jax.tree.leaves(opt_state.opt_state):
+            if jnp.shape(leaf)[:1] != (length,):
+                raise ValueError(
+                    f"params have {length} chains and opt_state has {jnp.shape(leaf)[0]}: go on"
+                    " with both of the same Samples"
+                )
     return length, True
 
 
-def _check_loss(loss: Callable[..., Any], params: Any, data: Any, batch_size: int | None) -> None:
+def check_loss(loss: Callable[..., Any], params: Any, data: Any, batch_size: int | None) -> None:
     """Raise unless `loss` gives a real scalar, without running it."""
     batch = () if data is None else (_like_batch(data, batch_size),)
     value = jax.eval_shape(loss, params, *batch)
@@ -469,7 +486,7 @@ def _programs(plan: _Plan) -> tuple[Callable[..., Any], Callable[..., Any]]:
             if batch_size is None:
                 batch, axis = () if data is None else (data,), None
             else:
-                state, index = _next_batch(state, batch_size)
+                state, index = next_batch(state, chains, batch_size)
                 batch, axis = (jax.tree.map(lambda x: x[index], data),), 0
             after, opt_state, seen = jax.vmap(step, (0, 0, axis))(params, state.opt_state, batch)
             record = (jax.vmap(plan.transform)(params), *seen)
@@ -478,24 +495,28 @@ def _programs(plan: _Plan) -> tuple[Callable[..., Any], Callable[..., Any]]:
             return (after, state, kept), jax.tree.map(jnp.add, meter, seen)
 
         params, state, kept = carry
+        chains = jnp.arange(len(kept.count))
+        if mesh is not None:
+            chains += jax.lax.axis_index("chain") * len(kept.count)
         if plan.renew:
             empty = jax.vmap(kept_of.init)(jax.tree.map(lambda s: s[:, 0], kept.samples))
             kept = kept._replace(samples=empty.samples, count=empty.count)
         meter = jax.tree.map(lambda s: jnp.zeros(s.shape[:1], s.dtype), kept.samples[1:])
         return jax.lax.fori_loop(0, length, one_step, ((params, state, kept), meter))
 
-    def begin(params: Any, state: SampleState | None, key: jax.Array, data: Any) -> Any:
+    def begin(params: Any, state: SampleState | None, keys: Any, data: Any) -> Any:
         if state is None:
+            chain_keys, examples = keys
             params = jax.tree.map(
                 lambda p: p if plan.led else jnp.broadcast_to(p, (num_chains, *p.shape)), params
             )
             zero, order = jnp.zeros([], jnp.int32), None
             if batch_size is not None:
-                order = jnp.zeros((num_chains, plan.num_examples), jnp.int32)
-            key, examples = jax.random.split(key)
-            keys = jax.random.split(examples, num_chains)
-            opt_state = _first_state(tx, params, num_chains, key)
-            state = SampleState(opt_state, zero, zero, keys, order)
+                order = jnp.arange(plan.num_examples, dtype=jnp.int32)
+            opt_state = jax.tree.map(
+                lambda k, s: k if _is_key(k) else s, chain_keys, jax.vmap(tx.init)(params)
+            )
+            state = SampleState(opt_state, zero, zero, examples, order)
         if batch_size is None:
             batch, axis = () if data is None else (data,), None
         else:
@@ -521,40 +542,47 @@ def _programs(plan: _Plan) -> tuple[Callable[..., Any], Callable[..., Any]]:
     return jax.jit(begin), jax.jit(run, donate_argnums=0)
 
 
-def _next_batch(state: SampleState, batch_size: int) -> tuple[SampleState, jax.Array]:
-    """The examples of the next batch, `[chain, example]`, and the state after it."""
+def next_batch(
+    state: SampleState, chains: jax.Array, batch_size: int
+) -> tuple[SampleState, jax.Array]:
+    """The examples of the next batch of each of `chains`, `[chain, example]`.
+
+    One order serves all chains, as a sort for each would cost more than the step of a small model.
+    Each begins at a random place, so that two batches overlap as two independent ones on average.
+    """
+    assert state.order is not None
+    (number,) = state.order.shape
 
     def shuffle(key: jax.Array, order: jax.Array) -> tuple[jax.Array, jax.Array]:
-        keys = jax.vmap(jax.random.split)(key)
-        order = jax.vmap(lambda key: jax.random.permutation(key, order.shape[1]))(keys[:, 1])
-        return keys[:, 0], order.astype(jnp.int32)
+        key, subkey = jax.random.split(key)
+        return key, jax.random.permutation(subkey, order)
 
-    assert state.order is not None
     key, order = jax.lax.cond(
         state.position == 0, shuffle, lambda *same: same, state.key, state.order
     )
-    index = jax.lax.dynamic_slice_in_dim(order, state.position * batch_size, batch_size, 1)
-    position = (state.position + 1) % (order.shape[1] // batch_size)
-    return state._replace(key=key, order=order, position=position), index
+    first = jax.vmap(
+        lambda chain: jax.random.randint(jax.random.fold_in(key, chain), (), 0, number)
+    )
+    places = first(chains)[:, None] + state.position * batch_size + jnp.arange(batch_size)
+    position = (state.position + 1) % (number // batch_size)
+    return state._replace(key=key, order=order, position=position), order[places % number]
 
 
-def _first_state(
-    tx: optax.GradientTransformation, params: Any, num_chains: int, key: jax.Array
-) -> Any:
-    """The state of each chain, with `key` folded into the keys that `split_keys` splits."""
-    is_key = lambda x: jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
 
+
+def _chain_keys(tx: Any, params: Any, num_chains: int, key: jax.Array) -> Any:
+    """For each key in the state of `tx`, those of the chains, into which `key` is folded."""
     first, second = jax.random.bits(key, (2,))
 
     def fold(leaf: Any) -> Any:
-        if not is_key(leaf):
-            return leaf
+        if not _is_key(leaf):
+            return jnp.zeros([])  # holds the place, by which `split_keys` tells keys apart
         both = lambda k: jax.random.fold_in(jax.random.fold_in(k, first), second)
         return jax.vmap(both)(leaf.reshape(-1)).reshape(leaf.shape)
 
-    one = jax.tree.map(fold, tx.init(jax.tree.map(lambda p: p[0], params)))
-    own = jax.vmap(tx.init)(params)  # for what depends on the start
-    return jax.tree.map(lambda s, o: s if is_key(s) else o, split_keys(one, num_chains), own)
+    return split_keys(jax.tree.map(fold, tx.init(params)), num_chains)
 
 
 @contextmanager

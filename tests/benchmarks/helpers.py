@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import sys
 
-import jax
 import pytest
 from flax import nnx
 
@@ -33,12 +32,13 @@ digits = functools.cache(data.digits)
 
 
 def make_small(patch, examples=192):
-    """Let programs train `Small` on a few digits, and call a few others out of distribution."""
-    few = data.Data(*(x[:examples] for x in digits()))
-    patch.setattr(data, "digits", lambda: few)
+    """Let programs train `Small` on a few digits, and call a few others out of distribution.
+
+    Nothing is computed before a program asks for it: JAX may have to learn of its devices first.
+    """
+    patch.setattr(data, "digits", lambda: data.Data(*(x[:examples] for x in digits())))
     patch.setattr(data, "out_of_distribution", lambda name: digits().test_images[examples:])
     patch.setattr(models, "CNN", Small)
-    return few
 
 
 def status(program, *arguments):
@@ -50,7 +50,8 @@ def status(program, *arguments):
 
 
 def child(function, arguments, variables, errors):
-    """Run `function` in a process with these environment variables and this standard error."""
+    """Run `function` in a process with this environment and standard error."""
+    os.environ.clear()
     os.environ.update({name: str(value) for name, value in variables.items()})
     with errors.open("w") as file:
         os.dup2(file.fileno(), sys.stderr.fileno())
@@ -60,8 +61,8 @@ def child(function, arguments, variables, errors):
     sys.exit(status)
 
 
-def start(function, arguments, variables, errors):
-    """A process that runs `function(patch, *arguments)`."""
-    process = FORK.Process(target=child, args=(function, arguments, variables, errors))
+def start(function, arguments, errors, variables=None):
+    """A process that runs `function(patch, *arguments)`; what it says goes to the file `errors`."""
+    process = FORK.Process(target=child, args=(function, arguments, variables or {}, errors))
     process.start()
     return process

@@ -3,60 +3,46 @@
 import base64
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
-import time
 
-import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from benchmarks import compare, data, report
-from benchmarks.calibration import ood_auroc
-from benchmarks.training import scores
+from benchmarks.compare import claims, metrics, options, plots, report, run
+from benchmarks.compare.__main__ import main
+from benchmarks.lib import data
+from tests.benchmarks import helpers
 
-COMMAND = [sys.executable, "-m", "benchmarks.compare"]
-SMALL = ["--epochs", "2", "--batch-size", "256", "--seeds", "1"]
-
-
-def run(*arguments):
-    """The exit status of the main job, in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["compare", *arguments])
-        try:
-            return compare.main()
-        except SystemExit as stop:
-            return stop.code
+JOB = ["--epochs", "2", "--batch-size", "40", "--seeds", "2", "--optimizers", "sgd", "langevin"]
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     """The folder of one small run with two optimizers and two seeds."""
     folder = tmp_path_factory.mktemp("out")
-    arguments = [*SMALL, "--seeds", "2", "--optimizers", "sgd", "langevin", "--out", str(folder)]
-    arguments += ["--learning-rate", "langevin=0.2", "--temperature", "langevin=0.001"]
-    assert run(*arguments) == 0
+    arguments = ["--learning-rate", "langevin=0.2", "--temperature", "langevin=0.001"]
+    with pytest.MonkeyPatch.context() as patch:
+        helpers.make_small(patch, 200)
+        assert helpers.status(main, *JOB, *arguments, "--out", folder) == 0
     return folder
 
 
 def test_metrics_have_every_run_and_its_history(out):
-    metrics = json.loads((out / "metrics.json").read_text())
-    assert set(metrics) == {"config", "versions", "runs"}
+    found = json.loads((out / "metrics.json").read_text())
+    assert set(found) == {"config", "machine", "runs"}
     langevin = {"learning_rate": 0.2, "temperature": 0.001}
-    assert metrics["config"]["optimizers"]["langevin"] == langevin
-    assert {"python", "jax", "optax", "flax", "diffopt", "device"} <= set(metrics["versions"])
-    assert len(metrics["runs"]) == 4
-    for r in metrics["runs"]:
+    assert found["config"]["optimizers"]["langevin"] == langevin
+    assert {"date", "cpu", "cores", "device"} <= set(found["machine"])
+    assert {"python", "jax", "optax", "flax", "diffopt"} <= set(found["machine"]["versions"])
+    assert len(found["runs"]) == 4
+    for r in found["runs"]:
         assert 0 <= r["test_accuracy"] <= 1 and 0 <= r["train_accuracy"] <= 1
         assert r["step_time"] > 0
         assert 0 <= r["average"]["ood_auroc"] <= 1 and 0 <= r["average"]["brier"] <= 2
         assert [h["epoch"] for h in r["history"]] == [1, 2]
         assert [h["step"] for h in r["history"]] == [5, 10]
         assert r["history"][-1]["test_accuracy"] == r["test_accuracy"]
-    first, second = (r for r in metrics["runs"][:2])
+    first, second = found["runs"][:2]
     assert (first["seed"], second["seed"]) == (0, 1)
     assert first["history"] != second["history"]
 
@@ -72,21 +58,39 @@ def test_report_is_one_self_contained_page(out):
         assert f"data:image/png;base64,{base64.b64encode(content).decode()}" in page
 
 
-def test_the_loss_of_every_200_batches_is_kept():
-    small = data.digits()
-    images, labels = small.train_images[:450], small.train_labels[:450]
-    train = compare.trainer(
-        "sgd", 0.05, 0.0, data.Data(images, labels, images, labels), images[:9], 1, 1, lambda *_: 0
-    )
-    record, predicted = train(0)
-    assert predicted.last.shape == predicted.average.shape == (450, 10)
+def test_a_run_evaluates_what_it_predicts(monkeypatch):
+    helpers.make_small(monkeypatch, 60)
+    few = data.digits()
+    optimizer = options.Optimizer("sgd", 0.05, 0.0)
+    program = run.compile_epoch(optimizer, 10, few)
+    chosen = options.parse(["--epochs", "1"], "doc")
+    shown = []
+    record, predicted = run.train(program, 0, chosen, few, few.test_images[:9], shown.append)
+    assert shown == record["history"]
+    assert predicted.last.shape == predicted.average.shape == (60, 10)
     assert np.allclose(predicted.last, predicted.average)  # of a single epoch
-    got = scores(jnp.asarray(predicted.last), labels)["accuracy"]
-    assert got == record["test_accuracy"]
-    entry = record["history"][0]
-    steps, means = zip(*entry["loss_every_200"], strict=True)
-    assert steps == (200, 400)
-    assert math.isclose(entry["loss"] * 450, sum(means) * 200, rel_tol=0.3)
+    correct = predicted.last.argmax(1) == np.asarray(few.test_labels)
+    assert record["test_accuracy"] == pytest.approx(correct.mean())
+
+
+def test_the_loss_of_every_200_batches_is_kept_across_epochs():
+    losses = np.arange(450.0)
+    means, rest = run.means_of_200(losses[:150].tolist(), 150)
+    assert (means, rest) == ([], losses[:150].tolist())
+    means, rest = run.means_of_200(rest + losses[150:].tolist(), 450)
+    assert means == [[200, 99.5], [400, 299.5]] and rest == losses[400:].tolist()
+
+
+def test_the_loss_of_every_200_batches_is_where_in_the_epochs_it_ends():
+    records = [run_record("sgd", [0.1, 0.2], 1.0, seed) for seed in range(2)]
+    for seed, record in enumerate(records):
+        for number, entry in enumerate(record["history"]):
+            entry |= {"step": 250 * (number + 1), "loss_every_200": []}
+        record["history"][0]["loss_every_200"] = [[200, 3.0 + seed]]
+        record["history"][1]["loss_every_200"] = [[400, 1.0 + seed]]
+    config = {"optimizers": {"sgd": {"learning_rate": 0.1}}}
+    epochs, losses = plots.loss_every_200({"config": config, "runs": records}, "sgd")
+    assert epochs.tolist() == [0.8, 1.6] and losses.tolist() == [3.5, 1.5]
 
 
 @pytest.mark.parametrize(
@@ -98,59 +102,67 @@ def test_the_loss_of_every_200_batches_is_kept():
         (["--dataset", "cifar10", "--data-dir", "/nowhere"], "--data-dir /nowhere is not a folder"),
         (["--out", "/proc/out"], "--out /proc/out cannot be written"),
         (["--optimizers", "sgdd"], "invalid choice: 'sgdd'"),
-        (["--learning-rate", "sgd=0"], "learning_rate must be finite and > 0, got 0.0"),
-        (["--temperature", "langevin=-1"], "temperature must be finite and ≥ 0, got -1.0"),
+        (["--learning-rate", "sgd=0"], "sgd: learning_rate must be finite and > 0, got 0.0"),
+        (["--temperature", "langevin=-1"], "langevin: diffusion must be finite and ≥ 0, got -1.0"),
         (["--temperature", "langevin=hot"], "'hot' is not a number"),
         (["--epochs", "0"], "'0' is not a whole number from 1"),
         (["--batch-size", "5000"], "--batch-size 5000: must be from 1 to 1437"),
     ],
 )
 def test_bad_arguments_give_one_sentence_and_status_2(arguments, sentence, capsys):
-    assert run(*arguments) == 2
+    assert helpers.status(main, *arguments) == 2
     assert sentence in capsys.readouterr().err
 
 
+def test_each_optimizer_is_built_to_see_that_it_can_be():
+    with pytest.raises(ValueError, match="temperature must be finite and ≥ 0, got -1"):
+        options.build(options.Optimizer("baoab", 0.1, -1.0), 0)
+    for name in options.BUILDERS:
+        for defaults in options.DEFAULTS.values():
+            options.build(options.Optimizer(name, *defaults.optimizers[name]), 0)
+
+
 def test_an_empty_data_dir_says_what_to_install(tmp_path, capsys):
-    assert run("--dataset", "cifar10", "--data-dir", str(tmp_path)) == 2
+    arguments = ["--dataset", "cifar10", "--data-dir", tmp_path, "--out", tmp_path]
+    assert helpers.status(main, *arguments) == 2
     error = capsys.readouterr().err
     assert f"cifar10 is not in {tmp_path}" in error and "TensorFlow" in error
 
 
-def test_an_interrupt_keeps_what_was_finished(tmp_path):
-    arguments = [*COMMAND, *SMALL, "--epochs", "1", "--seeds", "1000", "--out", str(tmp_path)]
-    metrics = tmp_path / "metrics.json"
-    # A process started with `&` ignores interrupts, and so would its child.
+def test_an_interrupt_keeps_what_was_finished(tmp_path, monkeypatch, capsys):
+    train = run.train
+
+    def interrupted(program, seed, *rest):
+        if seed == 1:
+            signal.raise_signal(signal.SIGINT)
+        return train(program, seed, *rest)
+
+    helpers.make_small(monkeypatch)
+    monkeypatch.setattr(run, "train", interrupted)
+    # a process started with `&` ignores interrupts
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+    try:
+        assert helpers.status(main, *JOB, "--out", tmp_path) == 130
+    finally:
         signal.signal(signal.SIGINT, before)
-        try:
-            deadline = time.monotonic() + 120
-            while not metrics.exists() or not json.loads(metrics.read_text())["runs"]:
-                assert time.monotonic() < deadline and process.poll() is None
-                time.sleep(0.2)
-            os.kill(process.pid, signal.SIGINT)
-            output, _ = process.communicate(timeout=120)
-        finally:
-            process.kill()
-    assert process.returncode == 130
-    assert "Interrupted" in output and "accuracy" in output and "ms/step" in output
-    kept = json.loads(metrics.read_text())
-    assert 1 <= len(kept["runs"]) < 1000
+    output = capsys.readouterr().out
+    assert "Interrupted: keeping the 1 finished runs" in output
+    assert "accuracy" in output and "ms/step" in output
+    (kept,) = json.loads((tmp_path / "metrics.json").read_text())["runs"]
+    assert (kept["optimizer"], kept["seed"]) == ("sgd", 0)
     assert all((tmp_path / name).exists() for name in report.FILES)
-
-
-def test_scores_of_known_predictions():
-    probs = jnp.array([[0.8, 0.2], [0.8, 0.2], [0.8, 0.2], [0.3, 0.7]])
-    got = scores(probs, jnp.array([0, 0, 1, 1]))
-    assert got["accuracy"] == 0.75
-    assert np.isclose(got["nll"], -(2 * np.log(0.8) + np.log(0.2) + np.log(0.7)) / 4)
-    assert np.isclose(got["brier"], 2 * (2 * 0.2**2 + 0.8**2 + 0.3**2) / 4)
-    assert np.isclose(got["ece"], abs(3 * 0.8 - 2) / 4 + 0.3 / 4)
 
 
 def run_record(name, accuracies, step_time, seed=0):
     history = [
-        {"epoch": i + 1, "step": i, "loss": 1.0, "test_accuracy": a, "test_nll": 1.0}
+        {
+            "epoch": i + 1,
+            "step": i + 1,
+            "loss": 1.0,
+            "loss_every_200": [],
+            "test_accuracy": a,
+            "test_nll": 1.0,
+        }
         for i, a in enumerate(accuracies)
     ]
     return {
@@ -165,7 +177,12 @@ def predictions(confidence, examples=360):
     """Of class 0, all with the same confidence."""
     probs = np.full((examples, 10), (1 - confidence) / 9)
     probs[:, 0] = confidence
-    return report.Predictions(probs, probs)
+    return run.Predictions(probs, probs)
+
+
+def verdicts(config, runs):
+    found = claims.claims({"config": config, "runs": runs})
+    return [claim.verdict + (f": {claim.remark}" if claim.remark else "") for claim in found]
 
 
 def test_claims_say_what_was_measured():
@@ -174,43 +191,39 @@ def test_claims_say_what_was_measured():
         config["optimizers"][name] = {"learning_rate": 0.1}
     sgd = [run_record("sgd", [0.1, 0.2, 0.5, 0.8], 1.0, s) for s in range(2)]
     better = [run_record("langevin", [0.1, 0.9, 0.9, 0.9], 1.05, s) for s in range(2)]
-    verdicts = [c["verdict"] for c in report.claims({"config": config, "runs": sgd + better})]
-    assert verdicts == ["holds", "holds", "holds", "open: 1.05 of sgd"]
+    assert verdicts(config, sgd + better) == ["holds", "holds", "holds", "open: 1.05 of sgd"]
     worse = [run_record("langevin", [0.1, 0.1, 0.6, 0.1], 2.0, s) for s in range(2)]
-    verdicts = [c["verdict"] for c in report.claims({"config": config, "runs": sgd + worse})]
-    assert verdicts == ["fails", "fails", "fails", "open: 2.00 of sgd"]
+    assert verdicts(config, sgd + worse) == ["fails", "fails", "fails", "open: 2.00 of sgd"]
+    never = claims.claims({"config": config, "runs": sgd + worse})[0]
+    assert never.values == {"sgd": "4", "langevin": "never"}
     lazy = [run_record("langevin", [0.1] * 4, 1.0, s) | {"train_accuracy": 0.1} for s in range(2)]
-    verdicts = [c["verdict"] for c in report.claims({"config": config, "runs": sgd + lazy})]
-    assert verdicts == ["fails", "fails", "fails", "open: 1.00 of sgd"]
-    once = {"config": config, "runs": sgd[:1] + better[:1]}
-    assert {c["verdict"] for c in report.claims(once)} == {"open", "open: 1.05 of sgd"}
+    assert verdicts(config, sgd + lazy) == ["fails", "fails", "fails", "open: 1.00 of sgd"]
+    assert set(verdicts(config, sgd[:1] + better[:1])) == {"open", "open: 1.05 of sgd"}
     same = [{**r, "optimizer": "langevin"} for r in sgd]
-    verdicts = [c["verdict"] for c in report.claims({"config": config, "runs": sgd + same})]
-    assert verdicts == ["open", "open", "open", "open: 1.00 of sgd"]
+    assert verdicts(config, sgd + same) == ["open", "open", "open", "open: 1.00 of sgd"]
 
 
 def test_a_sweep_trains_once_more_at_other_learning_rates(tmp_path, monkeypatch):
-    def trainer(name, lr, *_):
+    def train(optimizer, seed, *_):
+        name, lr, _ = optimizer
         errors = {"sgd": 0.168, "langevin": 0.01}
-        record = run_record(name, [0.5, 1 - errors[name]], 1.0) | {"learning_rate": lr}
-        return lambda seed: (record | {"seed": seed}, predictions(lr / (1 + seed)))
+        record = run_record(name, [0.5, 1 - errors[name]], 1.0, seed) | {"learning_rate": lr}
+        return record, predictions(lr / (1 + seed))
 
     written = []
     write = report.write
-    monkeypatch.setattr(compare, "trainer", trainer)
+    monkeypatch.setattr(run, "compile_epoch", lambda optimizer, *_: optimizer)
+    monkeypatch.setattr(run, "train", train)
     monkeypatch.setattr(report, "write", lambda *args: (written.append(args), write(*args)))
-    assert (
-        run("--optimizers", "sgd", "langevin", "--seeds", "2", "--sweep", "--out", str(tmp_path))
-        == 0
-    )
+    assert helpers.status(main, *JOB, "--sweep", "--out", tmp_path) == 0
     _, _, shown, _ = written[0]  # seed 0 at the optimizer's own learning rate
     assert {name: p.average[0, 0] for name, p in shown.items()} == {"sgd": 0.05, "langevin": 0.05}
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    rates = [r["learning_rate"] for r in metrics["runs"] if r["optimizer"] == "sgd"]
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    rates = [r["learning_rate"] for r in found["runs"] if r["optimizer"] == "sgd"]
     assert np.allclose(rates, [0.05, 0.05, 0.005, 0.05 / 3, 0.15, 0.5])
-    sensitivity = next(c for c in report.claims(metrics) if "sensitive" in c["claim"])
-    assert sensitivity["values"] == {"sgd": "16.8 %", "langevin": "1 %"}
-    assert sensitivity["verdict"] == "holds"
+    sensitivity = next(c for c in claims.claims(found) if "sensitive" in c.claim)
+    assert sensitivity.values == {"sgd": "16.8 %", "langevin": "1 %"}
+    assert sensitivity.verdict == "holds"
 
 
 def test_a_diverged_run_is_reported_not_hidden(tmp_path):
@@ -219,20 +232,24 @@ def test_a_diverged_run_is_reported_not_hidden(tmp_path):
     bad["history"][1] |= {"loss": math.nan, "test_nll": math.nan}
     config = {"epochs": 2, "batch_size": 1, "seeds": 2, "sweep": False, "dataset": "digits"}
     config["optimizers"] = {"sgd": {"learning_rate": 0.1, "temperature": 0.0}}
-    metrics = {"config": config, "versions": {}, "runs": [bad, bad | {"seed": 1}]}
-    few = data.Data(*(x[:20] for x in data.digits()))
-    report.write(tmp_path, metrics, {"sgd": predictions(math.nan, 20)}, few)
+    found = {
+        "config": config,
+        "machine": {"versions": {}},
+        "runs": [bad, bad | {"seed": 1}],
+    }
+    few = data.Data(*(x[:20] for x in helpers.digits()))
+    report.write(tmp_path, found, {"sgd": predictions(math.nan, 20)}, few)
     assert json.loads((tmp_path / "metrics.json").read_text())["runs"][0]["test_nll"] is None
     assert "nan" in (tmp_path / "report.html").read_text()
 
 
 def test_the_most_and_least_certain_images_say_what_they_are(tmp_path, monkeypatch):
     figures = []
-    monkeypatch.setattr(plt, "close", figures.append)
+    monkeypatch.setattr(plots.plt, "close", figures.append)
     probs = np.eye(10)[np.arange(20) % 10] * np.linspace(0.5, 1, 20)[:, None]
     labels = np.arange(20) % 10
     labels[0] = 9
-    report.draw_certainty(
+    plots.plot_certainty(
         probs, np.zeros((20, 32, 32, 3)), labels, report.CLASSES["cifar10"], tmp_path / "x.png"
     )
     axes = figures[0].axes
@@ -242,11 +259,39 @@ def test_the_most_and_least_certain_images_say_what_they_are(tmp_path, monkeypat
     assert said[8:10] == [("airplane, 50.0 %", "is truck"), ("automobile, 52.6 %", "right")]
 
 
-def test_a_diverged_network_has_no_auroc_and_is_never_best():
-    good, bad = np.full((2, 10), 0.1), np.full((2, 10), np.nan)
-    assert math.isnan(ood_auroc(good, bad)) and math.isnan(ood_auroc(bad, good))
+def table(runs, columns):
+    optimizers = {r["optimizer"]: {"learning_rate": 0.1} for r in runs}
+    return report.rows({"config": {"optimizers": optimizers}, "runs": runs}, columns)
+
+
+def test_a_diverged_network_is_never_best():
     runs = [run_record("sgd", [0.1], 1.0) | {"test_nll": math.nan}, run_record("adam", [0.1], 2.0)]
-    optimizers = {"sgd": {"learning_rate": 0.1}, "adam": {"learning_rate": 0.1}}
-    metrics = {"config": {"optimizers": optimizers}, "runs": runs}
-    columns = {"test NLL, nats": report.COLUMNS["test NLL, nats"]}
-    assert "<td class=best>1.000</td>" in report.html_table(metrics, columns)
+    nll = next(column for column in report.COLUMNS if column.short == "NLL")
+    cells = table(runs, (nll,))
+    assert cells == {"sgd": [report.Cell("nan", False)], "adam": [report.Cell("1.000", True)]}
+
+
+def test_a_table_has_deviations_over_seeds_and_the_best_of_those_that_learned():
+    runs = [run_record("sgd", [a], 1e-3, seed) for seed, a in enumerate((0.9, 0.92))]
+    runs += [run_record("adam", [0.5], 2e-3, seed) | {"test_nll": 0.1} for seed in range(2)]
+    cells = table(runs, report.COLUMNS)
+    accuracy, nll, *_, step_time = cells["sgd"]
+    assert accuracy == report.Cell("91.0 ± 1.4", True)
+    assert nll == report.Cell("1.000 ± 0.000", True)
+    assert step_time == report.Cell("1.00", True)
+    assert not any(cell.best for cell in cells["adam"])
+
+
+def test_the_page_escapes_what_it_is_given(out):
+    found = json.loads((out / "metrics.json").read_text())
+    found["config"]["command"] = "python <script>"
+    page = report.page(found, dict.fromkeys(report.FIGURES, ""), "langevin")
+    assert "python &lt;script&gt;" in page and "<script" not in page
+
+
+def test_numbers_that_are_not_finite_become_null(tmp_path):
+    metrics.save(tmp_path, {"a": [1.0, math.nan], "b": {"c": math.inf}})
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {
+        "a": [1.0, None],
+        "b": {"c": None},
+    }

@@ -1,23 +1,24 @@
 """bfloat16 trains the CNN as float32 does under low_precision; the program that shows it runs."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 
-from benchmarks import data, low_precision
+from benchmarks import low_precision
+from benchmarks.lib import models
+from tests.benchmarks import helpers
 
 
+@pytest.mark.slow
 def test_the_cnn_in_bfloat16_matches_float32_within_the_spread_over_seeds():
-    digits = data.digits()
+    digits = helpers.digits()
     few = digits._replace(
         train_images=digits.train_images[:320], train_labels=digits.train_labels[:320]
     )
     scores = {}
     for precision in low_precision.PRECISIONS:
-        run = low_precision.trainer("sghmc", precision, 0.1, few, 40, 32)
-        runs = [run(seed) for seed in range(3)]
+        runs = list(low_precision.train("sghmc", precision, 0.1, few, 40, 32, 3))
         scores[precision] = {name: np.array([r[name] for r in runs]) for name in runs[0]}
     for name, exact in scores["float32"].items():
         kept = scores["low_precision"][name]
@@ -26,21 +27,11 @@ def test_the_cnn_in_bfloat16_matches_float32_within_the_spread_over_seeds():
         assert (scores["bfloat16"][name] > 1.1 * scores["float32"][name]).all()
 
 
-def run(*arguments):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["low_precision", *map(str, arguments)])
-        try:
-            return low_precision.main()
-        except SystemExit as stop:
-            return stop.code
-
-
 def test_the_laws_as_the_program_shows_them(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(low_precision, "FREE", (1 / 8,))
     monkeypatch.setattr(low_precision, "WELLS", (1e-3,))
-    file = tmp_path / "laws.json"
-    assert run("laws", "--chains", 5_000, "--json", file) == 0
-    free, well = json.loads(file.read_text())["laws"]
+    assert helpers.status(low_precision.main, "laws", "--chains", 5_000, "--out", tmp_path) == 0
+    free, well = json.loads((tmp_path / "low_precision.json").read_text())["laws"]
     bound = 4.5 * np.sqrt(2 / 5_000)
     for row in (free, well):
         assert abs(row["float32"] - 1) < bound
@@ -52,13 +43,13 @@ def test_the_laws_as_the_program_shows_them(tmp_path, monkeypatch, capsys):
 
 def test_training_and_cost_have_a_row_for_each(tmp_path, monkeypatch, capsys):
     columns = ("accuracy", "nll", "average_accuracy", "average_nll")
-    trainer = lambda *_: lambda seed: dict.fromkeys(columns, 0.5 + seed)
-    monkeypatch.setattr(low_precision, "trainer", trainer)
-    monkeypatch.setattr(low_precision, "resnet18", lambda: {"w": (50, 2), "b": (2,)})
+    train = lambda *_: (dict.fromkeys(columns, 0.5 + seed) for seed in range(3))
+    monkeypatch.setattr(low_precision, "train", train)
+    monkeypatch.setattr(models, "resnet18", lambda: {"w": (50, 2), "b": (2,)})
     monkeypatch.setenv("COLUMNS", "160")
-    file = tmp_path / "rest.json"
-    assert run("training", "cost", "--seeds", 3, "--repeats", 2, "--json", file) == 0
-    found = json.loads(file.read_text())
+    arguments = ["training", "cost", "--seeds", 3, "--repeats", 2, "--out", tmp_path]
+    assert helpers.status(low_precision.main, *arguments) == 0
+    found = json.loads((tmp_path / "low_precision.json").read_text())
     rows = [(row["optimizer"], row["precision"]) for row in found["training"]]
     assert rows == [(o, p) for o in low_precision.OPTIMIZERS for p in low_precision.PRECISIONS]
     assert all(row["ns_per_parameter"] > 0 for row in found["cost"])
@@ -70,13 +61,13 @@ def test_training_and_cost_have_a_row_for_each(tmp_path, monkeypatch, capsys):
     "arguments,sentence",
     [
         (["law"], "no part 'law': choose from laws, training, cost"),
-        (["--scale", "0"], "--scale must be above 0 and finite"),
-        (["--chains", "0"], "--chains must be at least 1"),
+        (["--scale", "0"], "'0' is not above 0 and finite"),
+        (["--chains", "0"], "'0' is not a whole number from 1"),
+        (["--repeats", "1"], "'1' is not a whole number from 2"),
         (["training", "--dataset", "mnist"], "unknown dataset 'mnist'"),
-        (["--json", "/proc/x/y"], "--json: /proc/x/y cannot be written"),
+        (["--out", "/proc/x/y"], "--out /proc/x/y cannot be written"),
     ],
 )
-def test_bad_arguments_give_one_sentence_and_status_2(arguments, sentence, monkeypatch, capsys):
-    monkeypatch.setattr(low_precision, "resnet18", lambda: {"w": (2,)})
-    assert run(*arguments) == 2
+def test_bad_arguments_give_one_sentence_and_status_2(arguments, sentence, tmp_path, capsys):
+    assert helpers.status(low_precision.main, "--out", tmp_path, *arguments) == 2
     assert sentence in capsys.readouterr().err

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from benchmarks import models
-from benchmarks.training import predict
+from benchmarks.lib import models
+from benchmarks.lib.training import predict
 
 
 def ordinary(conv, x):
@@ -23,13 +23,12 @@ def assert_close(actual, desired, rtol):
     jax.tree.map(leaf, actual, desired)
 
 
-@pytest.fixture(params=[1, 7])
-def images(request):
-    return jax.random.normal(jax.random.key(1), (request.param, 32, 32, 3))
+@pytest.mark.parametrize(
+    ("batch", "dtype", "rtol"), [(7, "float64", 1e-13), (1, "float32", 2e-6), (7, "float32", 2e-6)]
+)
+def test_windows_are_the_convolution_of_nnx_in_value_and_gradient(batch, dtype, rtol):
+    images = jax.random.normal(jax.random.key(1), (batch, 32, 32, 3))
 
-
-@pytest.mark.parametrize("dtype, rtol", [("float64", 1e-13), ("float32", 2e-6)])
-def test_windows_are_the_convolution_of_nnx_in_value_and_gradient(images, dtype, rtol):
     def by_windows(conv, x):
         y = models.conv_windows(x, conv.kernel[...]).transpose(5, 3, 1, 4, 0, 2)
         return y.reshape(len(x), 28, 28, 6)
@@ -57,63 +56,65 @@ def test_windows_of_oblong_kernels_and_images(kernel_size, width):
     conv = nnx.Conv(2, 4, kernel_size, padding="VALID", rngs=nnx.Rngs(0))
     h, w = kernel_size[0] + 3, kernel_size[1] + width - 1
     x = jax.random.normal(jax.random.key(0), (3, h, w, 2))
-    assert_close(models.conv_pool(conv, x), ordinary(conv, x), 1e-6)
+    ours, usual = jax.jit(lambda x: (models.conv_pool(conv, x), ordinary(conv, x)))(x)
+    assert_close(ours, usual, 1e-6)
 
 
-def gradients(model, images, labels):
-    def loss(model, images):
-        logits = model(images)
+@pytest.fixture(scope="module")
+def network():
+    """The graph and the parameters of the CNN on images of three channels."""
+    return models.init_cnn(3, 0)
+
+
+def logits_and_gradients(network, images, labels):
+    """Traced and compiled anew at each call."""
+    graphdef, params = network
+
+    def loss(params, images):
+        logits = nnx.merge(graphdef, params)(images)
         picked = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)
-        return -picked.mean()
+        return -picked.mean(), logits
 
-    return nnx.jit(nnx.grad(loss, argnums=(0, 1)))(model, images)
+    (_, logits), grads = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, images)
+    return logits, grads
 
 
-def test_network_has_the_gradients_of_the_ordinary_one(images, monkeypatch):
-    model = models.CNN(3, rngs=nnx.Rngs(0))
-    labels = jnp.arange(len(images)) % 10
-    logits, grads = model(images), gradients(model, images, labels)
+def test_network_has_the_gradients_of_the_ordinary_one(network, monkeypatch):
+    images, labels = jax.random.normal(jax.random.key(1), (7, 32, 32, 3)), jnp.arange(7)
+    graphdef, params = network
+    biased = nnx.merge(graphdef, params)
+    biased.conv1.bias[...] = jnp.linspace(-1, 1, 6)
+    blank = jnp.zeros((7, 32, 32, 3))  # where all outputs of a window tie
+    cases = (network, images, labels), (nnx.split(biased), blank, labels)
+    ours = [logits_and_gradients(*case) for case in cases]
     monkeypatch.setattr(models, "conv_pool", ordinary)
-    assert_close(logits, model(images), 1e-5)
-    assert_close(grads, gradients(model, images, labels), 1e-5)
+    for case, got in zip(cases, ours, strict=True):
+        assert_close(got, logits_and_gradients(*case), 1e-5)
 
 
-def test_blank_images_tie_everywhere_and_still_have_the_same_gradients(monkeypatch):
-    model = models.CNN(3, rngs=nnx.Rngs(0))
-    model.conv1.bias[...] = jnp.linspace(-1, 1, 6)
-    x, labels = jnp.zeros((4, 32, 32, 3)), jnp.arange(4)
-    grads = gradients(model, x, labels)
-    monkeypatch.setattr(models, "conv_pool", ordinary)
-    assert_close(grads, gradients(model, x, labels), 1e-5)
+def test_ordinary_convolution_on_accelerators(network, monkeypatch):
+    graphdef, params = network
+    images = jnp.zeros((7, 32, 32, 3))
 
-
-def test_ordinary_convolution_on_accelerators(images, monkeypatch):
     def primitives(backend):
         monkeypatch.setattr(jax, "default_backend", lambda: backend)
-        model = models.CNN(3, rngs=nnx.Rngs(0))
-        return str(jax.make_jaxpr(lambda x: model(x))(images))
+        return str(jax.make_jaxpr(lambda p, x: nnx.merge(graphdef, p)(x))(params, images))
 
     assert "conv_general_dilated" not in primitives("cpu")
     for backend in ("gpu", "tpu"):
         assert primitives(backend).count("conv_general_dilated[") == 2
 
 
-def test_many_networks_at_once(images):
-    @jax.jit
-    def logits(key):
-        return models.CNN(3, rngs=nnx.Rngs(params=key))(images)
-
-    keys = jax.random.split(jax.random.key(0), 2)
-    many = jax.vmap(logits)(keys)
-    assert_close(many, jnp.stack([logits(key) for key in keys]), 1e-5)
-
-
-def test_bfloat16(images):
-    model = models.CNN(3, rngs=nnx.Rngs(0))
-    exact = model(images)
-    graphdef, params = nnx.split(model)
-    half = nnx.merge(graphdef, jax.tree.map(lambda p: p.astype(jnp.bfloat16), params))
-    logits = half(images.astype(jnp.bfloat16))
+def test_many_networks_at_once_and_in_bfloat16(network):
+    images = jax.random.normal(jax.random.key(1), (7, 32, 32, 3))
+    graphdef, params = network
+    apply = jax.jit(lambda params, images: nnx.merge(graphdef, params)(images))
+    _, others = models.init_cnn(3, 1)
+    many = jax.vmap(apply, (0, None))(jax.tree.map(lambda *p: jnp.stack(p), params, others), images)
+    exact = apply(params, images)
+    assert_close(many, jnp.stack([exact, apply(others, images)]), 1e-5)
+    half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+    logits = apply(half, images.astype(jnp.bfloat16))
     assert logits.dtype == jnp.bfloat16
     assert_close(logits.astype(jnp.float32), exact, 0.05)
 

@@ -5,13 +5,14 @@ import json
 import pytest
 
 from benchmarks import step_cost
+from benchmarks.lib import models
 
 
 def test_a_row_for_each_update(monkeypatch, tmp_path, capsys):
     every, some = step_cost.contestants, ("optax.sgd", "optax.noisy_sgd", "diffopt.sgld gaussian")
     few = lambda shapes: {name: every(shapes)[name] for name in some}
     monkeypatch.setattr(step_cost, "contestants", few)
-    monkeypatch.setitem(step_cost.TREES, "lenet", lambda: {"w": (50, 2), "b": (2,)})
+    monkeypatch.setitem(models.TREES, "lenet", lambda: {"w": (50, 2), "b": (2,)})
     file = tmp_path / "cost.json"
     assert step_cost.main(["--trees", "lenet", "--repeats", "2", "--json", str(file)]) == 0
     found = json.loads(file.read_text())
@@ -29,7 +30,7 @@ def test_a_row_for_each_update(monkeypatch, tmp_path, capsys):
     "arguments,sentence",
     [
         (["--trees", "oak"], "invalid choice: 'oak'"),
-        (["--repeats", "1"], "--repeats must be at least 2, got 1"),
+        (["--repeats", "1"], "'1' is not a whole number from 2"),
         (["--json", "/proc/x/y"], "--json: /proc/x/y cannot be written"),
     ],
 )

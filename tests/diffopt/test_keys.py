@@ -10,7 +10,7 @@ import pytest
 from flax import linen, nnx
 
 import diffopt
-from diffopt.keys import derive_key
+from diffopt.keys import check_key, derive_key
 
 SEEDS = range(4)
 TREE = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
@@ -157,3 +157,22 @@ def test_a_state_made_anew_each_epoch_needs_a_key_for_each_epoch():
     assert jnp.all(first(0) == first(0))
     epochs = [first(jax.random.fold_in(jax.random.key(0), epoch)) for epoch in range(3)]
     assert len({float(x[0, 0]) for x in epochs}) == 3
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *(None, "0", 1.5, True, jnp.zeros(3), jnp.zeros(()), [1], jax.random.key(0)[None]),
+        *(jnp.zeros(size, jnp.uint32) for size in (0, 3, 4)),
+    ],
+)
+def test_no_other_thing_is_a_key(bad):
+    with pytest.raises(TypeError, match="key must be an int or a single PRNG key"):
+        check_key(bad)
+
+
+def test_a_raw_key_has_the_length_of_the_default_generator():
+    with jax.default_prng_impl("rbg"):
+        check_key(jax.random.PRNGKey(0))
+        with pytest.raises(TypeError, match="key must be"):
+            check_key(jnp.zeros(2, jnp.uint32))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import diffopt
+from tests.helpers import LAST_COUNT
 
 
 def test_the_cycle_is_equation_1_of_the_paper():
@@ -70,3 +71,12 @@ def test_a_cyclical_sampler_is_an_optimizer_while_it_explores(make):
 def test_bad_arguments_are_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_cycle_stands_still_at_the_last_count():
+    stage = diffopt.sampling_stage(100, 0.5)
+    schedule = diffopt.cyclical_schedule(0.1, 100)
+    phase = LAST_COUNT % 100
+    assert phase == 47 and stage(jnp.int32(LAST_COUNT)) == 0
+    np.testing.assert_allclose(schedule(jnp.int32(LAST_COUNT)), schedule(phase), rtol=1e-6)
+    np.testing.assert_allclose(schedule(jnp.int32(LAST_COUNT - 1)), schedule(phase - 1), rtol=1e-6)

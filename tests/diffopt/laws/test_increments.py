@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import diffopt
-from diffopt.noise import draw, gaussian, rademacher
+from diffopt.increments import gaussian, increments, rademacher
 
 N = 200_000
 NOISES = {"gaussian": gaussian, "rademacher": rademacher}
@@ -65,7 +65,7 @@ def test_the_32_bits_of_a_word_are_fair_and_independent_in_pairs_and_triples():
 @noises
 def test_steps_leaves_and_keys_are_independent(noise):
     params = {"a": jnp.zeros(N), "b": jnp.zeros(N), "small": [jnp.zeros(30_000)] * 2}
-    one, two = (draw(jax.random.key(k), params, noise) for k in (5, 6))
+    one, two = (increments(jax.random.key(k), params, noise) for k in (5, 6))
     uncorrelated(one["a"], one["b"])
     uncorrelated(one["small"][0], one["small"][1])
     uncorrelated(one["small"][0], one["a"][:30_000])
@@ -79,14 +79,16 @@ def test_steps_leaves_and_keys_are_independent(noise):
 
 
 def test_both_parts_of_a_complex_leaf_have_variance_one_and_are_independent():
-    xi = np.asarray(draw(jax.random.key(7), jnp.zeros(N, jnp.complex64), "gaussian"), complex)
+    xi = np.asarray(increments(jax.random.key(7), jnp.zeros(N, jnp.complex64), "gaussian"), complex)
     close((xi.real**2).mean(), 1, 2, N)
     close((xi.imag**2).mean(), 1, 2, N)
     uncorrelated(xi.real, xi.imag)
 
 
 def test_a_bfloat16_leaf_gets_an_increment_of_variance_one():
-    xi = np.asarray(draw(jax.random.key(8), jnp.zeros(N, jnp.bfloat16), "gaussian"), np.float64)
+    xi = np.asarray(
+        increments(jax.random.key(8), jnp.zeros(N, jnp.bfloat16), "gaussian"), np.float64
+    )
     close((xi**2).mean(), 1, 2, N)
     assert np.abs(xi).max() > 4
 

@@ -1,13 +1,7 @@
 """Any number of devices gives the same numbers: checked in a process of 8 virtual CPU devices."""
 
 import functools
-import json
-import os
 import re
-import subprocess
-import sys
-import traceback
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,23 +12,19 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import diffopt
-from diffopt.rounding import LowPrecisionState, _unit
+from tests.helpers import ROOT, SAMPLERS, on_devices, report
 
-SAMPLERS = {
-    "langevin": lambda noise: optax.chain(
-        diffopt.langevin(1e-3, 0.05, noise=noise), optax.sgd(0.05)
-    ),
-    "sgld": lambda noise: diffopt.sgld(0.05, 1e-3, noise=noise),
-    "psgld": lambda noise: diffopt.psgld(0.05, 1e-3, eps=0.1, noise=noise),
-    "sghmc": lambda noise: diffopt.sghmc(0.05, 1e-3, noise=noise),
-    "baoab": lambda noise: diffopt.baoab(0.1, 1e-3, noise=noise),
-    "sgnht": lambda noise: diffopt.sgnht(0.05, 1e-3, noise=noise),
-    "low_precision": lambda noise: diffopt.low_precision(diffopt.sgld(0.05, 1e-3, noise=noise)),
-}
 CASES = [(name, "gaussian") for name in SAMPLERS]
 CASES += [(name, "rademacher") for name in ("sgld", "sghmc")]
 STEPS = 3
-README = (Path(__file__).parents[1] / "README.md").read_text()
+README = (ROOT / "README.md").read_text()
+
+
+def sampler(name, noise):
+    """One that moves the network well within STEPS steps."""
+    if name == "psgld":
+        return diffopt.psgld(0.05, 1e-3, eps=0.1, noise=noise)
+    return SAMPLERS[name].make(0.1 if name == "baoab" else 0.05, 1e-3, noise=noise)
 
 
 # A network of one large leaf, whose noise is drawn by itself, and two small ones, drawn together
@@ -71,11 +61,9 @@ def train(tx, program, start=None, share=np.asarray, dtype=np.float32):
 
 def exact(params, state):
     """The parameters, and with `low_precision` what they leave out as well."""
-    params = jax.device_get(params)
-    if isinstance(state, LowPrecisionState):
-        whole = lambda p, q: np.float32(p) + np.asarray(q) * _unit(jnp.asarray(p))
-        params = jax.tree.map(whole, params, state.residual)
-    return params
+    if isinstance(state, diffopt.LowPrecisionState):
+        params = diffopt.exact_params(params, state)
+    return jax.device_get(params)
 
 
 def farthest(a, b):
@@ -123,8 +111,8 @@ def generators(compiled):
 
 def same_parameters(name, noise):
     """Data parallel and fully sharded training is that of one device."""
-    tx, mesh = SAMPLERS[name](noise), make_mesh()
-    dtype = jnp.bfloat16 if name == "low_precision" else np.float32
+    tx, mesh = sampler(name, noise), make_mesh()
+    dtype = SAMPLERS[name].dtype
     program = jax.jit(functools.partial(step, tx))
     shared = place(mesh, "data")
     placements = {"data parallel": place(mesh), "fully sharded": cut(mesh)}
@@ -144,8 +132,8 @@ def same_parameters(name, noise):
                 assert error == 0, (placement, error)
 
 
-def noise_shard_by_shard(name, noise, kind=AxisType.Auto):
-    """An update exchanges nothing, and each device draws what it holds of a large leaf."""
+def shard_by_shard(name, noise, kind=AxisType.Auto):
+    """An update is that of one device, exchanges nothing, and draws on each what it holds."""
     mesh = make_mesh(kind)
     specs = {"rows": ["data"], "columns": [None, "data"], "conv": [None, None, "data"]}
     shapes = {"rows": (1024, 96), "columns": (128, 1024), "conv": (3, 3, 256, 64)}
@@ -155,8 +143,9 @@ def noise_shard_by_shard(name, noise, kind=AxisType.Auto):
             [[], ["data"], [None, "data"]][i % 3],
             (16, 8 + 8 * i),
         )
-    params = {k: place(mesh, *specs[k])(np.zeros(s, np.float32)) for k, s in shapes.items()}
-    tx = SAMPLERS[name](noise)
+    dtype = SAMPLERS[name].dtype
+    params = {k: place(mesh, *specs[k])(np.ones(s, dtype)) for k, s in shapes.items()}
+    tx = sampler(name, noise)
     state = tx.init(params)
     with jax.set_mesh(mesh):
         compiled = jax.jit(tx.update).lower(params, state, params).compile()
@@ -167,8 +156,12 @@ def noise_shard_by_shard(name, noise, kind=AxisType.Auto):
     if noise == "gaussian":
         assert drawn >= set(shares), drawn
     updates, _ = compiled(params, state, params)
+    alone = {k: jnp.ones(s, dtype) for k, s in shapes.items()}
+    expected, _ = jax.jit(tx.update)(alone, tx.init(alone), alone)
     for k, update in updates.items():
         assert update.sharding.is_equivalent_to(params[k].sharding, update.ndim), k
+        found, one = np.float32(update), np.float32(expected[k])
+        np.testing.assert_allclose(found, one, rtol=0, atol=1e-6 if name == "sgnht" else 0)
 
 
 def pmap_replicas():
@@ -238,6 +231,21 @@ def independent_chains():
     np.testing.assert_allclose(chains.var(1), variance, rtol=4.5 * np.sqrt(2 / chains.shape[1]))
 
 
+def collected_samples():
+    """Samples lie where the parameters do, and are written without an exchange."""
+    mesh = make_mesh()
+    params = place(mesh, "data")(jnp.arange(32.0))
+    keep = diffopt.collect(3)
+    state = keep.init(params)
+    expected = NamedSharding(mesh, P(None, "data"))
+    assert state.samples.sharding.is_equivalent_to(expected, 2)
+    update = jax.jit(keep.update, donate_argnums=1).lower(params, state).compile()
+    assert not collectives(update)
+    state = update(params, state)
+    assert state.samples.sharding.is_equivalent_to(expected, 2)
+    assert jnp.array_equal(state.samples[0], params)
+
+
 def readme():
     """The README's recipes: one device's parameters, three times, and a chain on each device."""
     section = README.split("\n## Many devices\n")[1].split("\n## ")[0]
@@ -266,30 +274,25 @@ def readme():
 
 CHECKS = {f"same_parameters-{n}-{x}": functools.partial(same_parameters, n, x) for n, x in CASES}
 CHECKS |= {
-    f"noise_shard_by_shard-{name}-{noise}": functools.partial(noise_shard_by_shard, name, noise)
+    f"shard_by_shard-{name}-{noise}": functools.partial(shard_by_shard, name, noise)
     for name, noise in (("sgld", "gaussian"), ("sgld", "rademacher"), ("sgnht", "gaussian"))
 }
 CHECKS |= {
-    f"noise_shard_by_shard-{name}-explicit": functools.partial(
-        noise_shard_by_shard, name, "gaussian", AxisType.Explicit
+    f"shard_by_shard-{name}-{noise}-explicit": functools.partial(
+        shard_by_shard, name, noise, AxisType.Explicit
     )
-    for name in ("sgld", "low_precision")
+    for name, noise in [*((name, "gaussian") for name in SAMPLERS), ("sgld", "rademacher")]
 }
 CHECKS |= {
     check.__name__: check
-    for check in (pmap_replicas, shard_map_replicas, independent_chains, readme)
+    for check in (pmap_replicas, shard_map_replicas, independent_chains, collected_samples, readme)
 }
 
 
 @pytest.fixture(scope="module")
 def failures():
     """The traceback of each check that fails in a process of 8 devices."""
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "tests.test_devices"]
-    root = Path(__file__).parents[1]
-    done = subprocess.run(command, env=os.environ | flags, cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return on_devices("tests.diffopt.test_devices")
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -297,15 +300,5 @@ def test_on_eight_devices(check, failures):
     assert check not in failures, failures[check]
 
 
-def main():
-    failures = {}
-    for name, check in CHECKS.items():
-        try:
-            check()
-        except Exception:
-            failures[name] = traceback.format_exc()
-    json.dump(failures, sys.stdout)
-
-
 if __name__ == "__main__":
-    main()
+    report(CHECKS)

@@ -63,7 +63,9 @@ def test_free_diffusion_spreads_at_rate_two_d():
 
 
 def test_weight_decay_is_a_gaussian_prior():
-    tx = optax.chain(optax.add_decayed_weights(0.5), diffopt.langevin(T, ETA), optax.sgd(ETA))
+    tx = optax.chain(
+        optax.add_decayed_weights(0.5), diffopt.langevin(T, learning_rate=ETA), optax.sgd(ETA)
+    )
     assert_normal(run(tx, k=0.0, start=T / 0.5, steps=300), T / (0.5 * (1 - ETA * 0.5 / 2)))
 
 
@@ -78,7 +80,7 @@ def test_a_complex_parameter_is_two_real_ones():
 def test_momentum_after_langevin_multiplies_the_temperature():
     """At a small step the variance is D / (1 - m) / k, as langevin's docstring says."""
     eta, m = 0.01, 0.5
-    tx = optax.chain(diffopt.langevin(T, eta), optax.sgd(eta, momentum=m))
+    tx = optax.chain(diffopt.langevin(T, learning_rate=eta), optax.sgd(eta, momentum=m))
     x = run(tx, start=T / (1 - m) / K, steps=600)
     # Lyapunov equation of θ' = θ + v', v' = mv - ηkθ + √(2Tη) ξ
     a = np.array([[1 - eta * K, m], [-eta * K, m]])
