@@ -3,8 +3,10 @@
 from .chains import split_keys as split_keys
 from .cyclical import cyclical_schedule as cyclical_schedule
 from .cyclical import sampling_stage as sampling_stage
+from .diagnostics import NoiseTemperature as NoiseTemperature
 from .diagnostics import Temperature as Temperature
 from .diagnostics import configurational_temperature as configurational_temperature
+from .diagnostics import gradient_noise_temperature as gradient_noise_temperature
 from .diagnostics import kinetic_temperature as kinetic_temperature
 from .frame import SamplerState as SamplerState
 from .frame import sampler as sampler

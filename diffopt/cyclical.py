@@ -7,9 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .scalars import check_int, check_number
+from .scalars import as_float, check_int, check_number
 
 Schedule = Callable[[Any], jax.Array]
+
+
+def _phase(count: Any, length: int) -> jax.Array:
+    return as_float(jnp.asarray(count) % length) / length
 
 
 def cyclical_schedule(peak: float | jax.Array, cycle_length: int) -> Schedule:
@@ -50,7 +54,7 @@ def cyclical_schedule(peak: float | jax.Array, cycle_length: int) -> Schedule:
     """
     check_number("peak", peak, positive=True)
     length = check_int("cycle_length", cycle_length, least=1)
-    return lambda count: peak / 2 * (jnp.cos(jnp.pi * (count % length) / length) + 1)
+    return lambda count: as_float(peak) / 2 * (jnp.cos(jnp.pi * _phase(count, length)) + 1)
 
 
 def sampling_stage(cycle_length: int, explore: float) -> Schedule:

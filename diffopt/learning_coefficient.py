@@ -13,7 +13,7 @@ import optax
 from .keys import check_key
 from .overdamped import sgld
 from .priors import gaussian_prior
-from .sampling import _check_loss, _num_examples, run_chains
+from .sampling import check_loss, count_examples, run_chains
 from .scalars import check_int, check_number
 from .trees import check_inexact
 
@@ -225,7 +225,7 @@ def wbic(
 
 def _watanabe_temperature(data: Any) -> float:
     """log(n)/n for n examples."""
-    n = _num_examples(data, None)
+    n = count_examples(data, None)
     if n is None or n < 2:
         raise ValueError(
             f"T = log(n)/n needs data of at least 2 examples, got {n}; without data,"
@@ -282,8 +282,8 @@ def _run(
     if burn_in >= num_steps:
         raise ValueError(f"burn_in must be < num_steps = {num_steps}, got {burn_in}")
     check_inexact(params)
-    _num_examples(data, batch_size)
-    _check_loss(loss, params, data, batch_size)
+    count_examples(data, batch_size)
+    check_loss(loss, params, data, batch_size)
     run = partial(
         run_chains, tx, num_steps=num_steps, num_chains=num_chains, key=key, transform=_nothing
     )
