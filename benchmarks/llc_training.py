@@ -4,9 +4,9 @@
 
 A transformer of one layer learns addition modulo 31 from 60 % of all pairs, with AdamW. It knows
 its pairs by heart long before it can add; while it learns to add, its training loss tells
-nothing. The article's network learns scikit-learn's digits. Along both, `diffopt`'s estimate of the
-local learning coefficient. The transformer's is taken at a temperature of 0.001: at log(n)/n = 0.011
-for its 576 pairs chains leave the minimum, to a loss near that of guessing.
+nothing. The article's network learns scikit-learn's digits. Along both, `diffopt`'s estimate of
+the local learning coefficient. The transformer's is taken at a temperature of 0.001: at
+log(n)/n = 0.011 for its 576 pairs chains leave the minimum, to a loss near that of guessing.
 """
 
 import argparse
