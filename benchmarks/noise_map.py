@@ -69,9 +69,10 @@ def transformation(place: Place, seed: int, epoch_steps: int) -> optax.GradientT
         stage = diffopt.sampling_stage(cycle, EXPLORE)
         schedule = diffopt.cyclical_schedule(eta, cycle)
         tx = diffopt.sghmc(schedule, lambda t: T * stage(t), key=key)
+    elif place.sampler == "sghmc":
+        tx = diffopt.sghmc(eta, T, key=key)
     else:
-        make = diffopt.psgld if place.sampler == "psgld" else diffopt.sghmc
-        tx = make(eta, T, key=key)
+        tx = diffopt.psgld(eta, T, key=key)
     return optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), tx)
 
 

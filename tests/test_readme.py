@@ -122,3 +122,9 @@ def test_its_python_compiles(heading):
     section = README.split(f"\n{heading}\n")[1].split("\n## ")[0]
     for snippet in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
         compile(snippet, heading, "exec")
+
+
+def test_it_shows_the_test_command_that_ci_runs():
+    ci = (Path(__file__).parent.parent / ".ci" / "run").read_text()
+    (command,) = re.findall(r"^python3 -m venv .*pytest.*$", ci, re.MULTILINE)
+    assert f"```bash\n{command}\n```" in README

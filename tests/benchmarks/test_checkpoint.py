@@ -20,6 +20,9 @@ from benchmarks.compare.__main__ import main
 from benchmarks.lib import checkpoint
 from tests.benchmarks import helpers
 
+# Orbax leaves calls to an event loop that it has closed where it cannot restore a file.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 JOB = ["--epochs", "14", "--batch-size", "16", "--seeds", "2", "--optimizers", "sghmc"]
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
 
