@@ -30,7 +30,7 @@ def test_it_writes_the_modes_of_each_chain(tmp_path, capsys):
         (["--explore", "nan"], "--explore must be from 0 to below 1"),
         (
             ["--explore", "0.9", "--cycles", "50000"],
-            "explore must leave a step of the cycle to sample",
+            "explore must leave a step of the cycle",
         ),
         (["--out", "/proc/x"], "mixture: --out /proc/x cannot be written"),
     ],
