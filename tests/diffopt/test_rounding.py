@@ -35,7 +35,8 @@ def spacing(p):
 
 def exact(params, state):
     """θ = p + r in float64, which `exact_params` rounds to float32."""
-    theta = np.asarray(params, np.float64) + np.asarray(state.residual) * spacing(params) / 2**14
+    unit = np.maximum(spacing(params) / 2**14, np.finfo("float32").tiny)  # less is flushed to 0
+    theta = np.asarray(params, np.float64) + np.asarray(state.residual) * unit
     np.testing.assert_array_equal(diffopt.exact_params(params, state), theta.astype("float32"))
     return theta
 
