@@ -69,9 +69,10 @@ def find_step_size(
     `num_steps` from there downwards by factors of 2, and once more within the factor that is
     left. The later half of the steps is measured. The configurational temperature of a direction
     e is the mean of e·(θ - θ₀) e·∇L, θ₀ the start: its origin changes nothing but the variance.
-    A size is good where no chain diverges; the stiffest direction is within `tolerance` of T, as
-    the curve that rises with the step size tells it which is nearest to the measured values; and
-    no leaf, nor the velocities, are hotter than that by more than two standard errors.
+    A size is good where no chain diverges; where the stiffest direction is within `tolerance` of
+    T by the power law of the step size that fits the excess best (it is linear for `sgld`), and
+    by its own measurement up to two standard errors; and where no leaf, nor the velocities, are
+    hotter than that.
 
     A leaf that is colder has not settled, which is no fault of the step size: there is a warning.
     Flat directions of a network may never reach T.
@@ -149,7 +150,7 @@ def find_step_size(
             sizes = sizes * 0.5**SIZES
             table = _merge(table, measure(sizes, turn, num_steps)[0], tolerance)
     if table.good.any():
-        between = table.step_size[table.good].max() * 2.0 ** (1 - np.arange(1, SIZES + 1) / SIZES)
+        between = table.step_size[table.good].max() * 4.0 ** (np.arange(SIZES)[::-1] / SIZES)
         table = _merge(table, measure(between, 4, num_steps)[0], tolerance)
     if not table.good.any():
         raise ValueError(
@@ -207,32 +208,37 @@ def _merge(one: StepSizes, other: StepSizes, tolerance: float) -> StepSizes:
 
 
 def _good(table: StepSizes, tolerance: float) -> np.ndarray:
-    """Which sizes are at the temperature, that of the stiffest direction as a rising curve."""
-    error = table.standard_error
-    finite = np.isfinite(table.stiffest) & np.isfinite(error["stiffest"])
-    rising = np.full(len(finite), np.inf)
-    rising[finite] = _falling(table.stiffest[finite], error["stiffest"][finite])
-    good = np.abs(rising - 1) <= tolerance
-    others = ("overall", "kinetic", "per_leaf")
-    for value, e in zip(
-        jax.tree.leaves([getattr(table, name) for name in others]),
-        jax.tree.leaves([error[name] for name in others]),
-        strict=True,
-    ):
-        with np.errstate(invalid="ignore"):
-            good &= value - 2 * e <= 1 + tolerance
+    """Which sizes are at the temperature."""
+    errors = table.standard_error
+    good = _excess(table, tolerance) <= tolerance / (1 + tolerance)
+    good &= np.abs(table.stiffest - 1) <= tolerance + 2 * errors["stiffest"]
+    names = ("overall", "kinetic", "per_leaf")
+    values = jax.tree.leaves([getattr(table, name) for name in names])
+    for value, error in zip(values, jax.tree.leaves([errors[n] for n in names]), strict=True):
+        good &= value <= 1 + tolerance + 2 * error
     return good
 
 
-def _falling(values: np.ndarray, errors: np.ndarray) -> np.ndarray:
-    """The falling sequence nearest to `values`: neighbours out of order are pooled."""
-    pools: list[list[float]] = []  # value, weight, length
-    for value, weight in zip(values, 1 / np.maximum(errors, 1e-12) ** 2, strict=True):
-        pools.append([value, weight, 1])
-        while len(pools) > 1 and pools[-2][0] < pools[-1][0]:
-            (a, v, m), (b, w, n) = pools.pop(-2), pools.pop()
-            pools.append([(a * v + b * w) / (v + w), v + w, m + n])
-    return np.concatenate([np.full(int(n), value) for value, _, n in pools])
+def _excess(table: StepSizes, tolerance: float) -> np.ndarray:
+    """1 - T/T̂ in the stiffest direction, by the power law of the step size that fits best.
+
+    It is ηk/2 for `sgld` on a quadratic. Sizes far too hot or not yet settled are left out.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        y = 1 - 1 / table.stiffest
+        error = table.standard_error["stiffest"] / table.stiffest**2
+        used = (table.stiffest < 1.5) & (y > -tolerance - 2 * error) & (error > 0)
+    if not used.any():
+        return np.full(len(y), np.inf)
+    y, weight = y[used], 1 / error[used] ** 2
+    relative = table.step_size / table.step_size[used].max()
+    fits = []
+    for power in np.linspace(0.5, 4, 36):
+        x = relative[used] ** power
+        slope = max(np.sum(weight * x * y) / np.sum(weight * x**2), 0.0)
+        fits.append((np.sum(weight * (y - slope * x) ** 2), slope, power))
+    _, slope, power = min(fits)
+    return slope * relative**power
 
 
 @partial(jax.jit, static_argnames=("loss", "batch_size"))
