@@ -181,15 +181,12 @@ def main(argv: list[str] | None = None) -> None:
     print(f"the article's network on {len(train_set[0]):,} digits, {args.chains} chains")
 
     results = {"diffopt": ours(graphdef, params, train_set, args)}
+    show("diffopt", results["diffopt"])
     if importlib.util.find_spec(PEER) is None:
         print(f"{PEER} is not installed: compared with nothing")
     else:
         results[PEER] = devinterps(params, train_set, args)
-    for name, result in results.items():
-        print(
-            f"{name:10} λ̂ = {result['mean']:.2f} ± {result['standard_error']:.2f},"
-            f" {result['seconds']:.1f} s"
-        )
+        show(PEER, results[PEER])
     print(f"diffopt's first call, which compiles: {results['diffopt']['first_call_seconds']:.1f} s")
     comparison = None
     if PEER in results:
@@ -215,6 +212,12 @@ def main(argv: list[str] | None = None) -> None:
     }
     (out / "llc.json").write_text(json.dumps(result, indent=1) + "\n")
     print(f"Wrote {out / 'llc.json'}")
+
+
+def show(name: str, result: dict[str, Any]) -> None:
+    """One line of one library."""
+    mean, error, seconds = (result[field] for field in ("mean", "standard_error", "seconds"))
+    print(f"{name:10} λ̂ = {mean:.2f} ± {error:.2f}, {seconds:.1f} s", flush=True)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import optax
 
 import diffopt
@@ -125,7 +126,9 @@ def parse(argv: list[str] | None, doc: str | None) -> Options:
     parser.add_argument(
         "--epochs", type=cli.at_least_one, help="default: 12 on digits, 10 on cifar10"
     )
-    parser.add_argument("--batch-size", type=int, help="default: 32 on digits, 100 on cifar10")
+    parser.add_argument(
+        "--batch-size", type=cli.at_least_one, help="default: 32 on digits, 100 on cifar10"
+    )
     parser.add_argument("--seeds", type=cli.at_least_one, default=3, help="how many (default 3)")
     for option, what in (("--learning-rate", "step size"), ("--temperature", "temperature")):
         parser.add_argument(
@@ -145,8 +148,11 @@ def parse(argv: list[str] | None, doc: str | None) -> Options:
         help="train with the devices of all processes that a launcher started, on all hosts",
     )  # fmt: skip
     args = parser.parse_args(argv)
-    if args.distributed and args.checkpoint:
-        parser.error("--checkpoint with --distributed: only a run of one process can be saved")
+    cli.once("--optimizers", args.optimizers)
+    for option, values in (
+        ("--learning-rate", args.learning_rate), ("--temperature", args.temperature)
+    ):  # fmt: skip
+        cli.once(option, [name for name, _ in values])
     if args.dataset not in DEFAULTS:
         parser.error(f"unknown dataset {args.dataset!r}: choose one of {', '.join(DEFAULTS)}")
     for name, _ in args.learning_rate + args.temperature:
@@ -225,6 +231,6 @@ def fingerprint(options: Options) -> dict[str, Any]:
         "--sweep": options.sweep,
         "--learning-rate": " ".join(f"{o.name}={o.learning_rate}" for o in options.optimizers),
         "--temperature": " ".join(f"{o.name}={o.temperature}" for o in options.optimizers),
-        "device": machine.device(),
+        "device": jax.devices()[0].device_kind,
         **machine.versions(("diffopt", "jax", "jaxlib", "optax", "flax", "numpy")),
     }

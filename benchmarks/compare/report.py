@@ -11,6 +11,7 @@ import rich.box
 from rich.console import Console
 from rich.table import Table
 
+from ..lib import files
 from ..lib.data import Data
 from ..lib.scores import plus_minus
 from . import plots
@@ -103,7 +104,7 @@ def write(
     figures = {
         name: base64.b64encode((out / f"{name}.png").read_bytes()).decode() for name in FIGURES
     }
-    (out / "report.html").write_text(page(metrics, figures, shown))
+    files.write(out / "report.html", page(metrics, figures, shown))
 
 
 def page(metrics: dict[str, Any], figures: dict[str, str], shown: str) -> str:
