@@ -68,8 +68,8 @@ def find_step_size(
     sizes at once: first over ten decades and 100 steps, to see where they diverge; then for
     `num_steps` from there downwards by factors of 2, and once more around the longest good one by
     factors of 1.12. The later half of the steps is measured. The configurational temperature of a
-    direction e is the mean of e·(θ - θ₁) e·∇L, θ₁ where that half begins: the origin changes
-    nothing but the variance, and makes what has not settled by then cold.
+    direction e is the mean of e·(θ - θ₁) e·∇L, θ₁ where a quarter of the steps is over: the origin
+    changes nothing but the variance, and what has not settled by then reads cold.
     A size is good where no chain diverges; where the stiffest direction is within `tolerance` of
     T by the power law of the step size that fits the excess best (it is linear for `sgld`), and
     by its own measurement up to two standard errors; and where no leaf, nor the velocities, are
@@ -332,7 +332,7 @@ def _measure(
         if batch_size is not None:
             place, index = next_batch(place, jnp.arange(number), batch_size)
             batch, batch_axis = (jax.tree.map(lambda x: x[index], data),), 0
-        origin = jax.tree.map(lambda o, p: jnp.where(t == num_steps // 2, p, o), origin, theta)
+        origin = jax.tree.map(lambda o, p: jnp.where(t == num_steps // 4, p, o), origin, theta)
         theta, state, seen, value = jax.vmap(step, (0, 0, 0, 0, batch_axis))(
             etas, theta, origin, state, batch
         )
