@@ -4,10 +4,12 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 PAGE = (Path(__file__).parents[2] / "docs" / "sampling.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_page_runs_from_top_to_bottom(capsys):
     names = {}
     snippets = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)

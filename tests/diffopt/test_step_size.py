@@ -50,11 +50,9 @@ def test_a_leaf_that_has_not_settled_is_named():
     """A curvature 10,000 times below the other: it has no time to spread."""
     loss = lambda p: 50 * jnp.sum(p["stiff"] ** 2) + 0.005 * jnp.sum(p["soft"] ** 2)
     params = {"stiff": jnp.zeros(3), "soft": jnp.zeros(3)}
-    with pytest.warns(UserWarning, match=r"not settled in 1000 steps.*params\['soft'\] at"):
-        step_size, table = diffopt.find_step_size(
-            diffopt.sgld, loss, params, temperature=0.1, num_steps=1000
-        )
-    assert step_size == pytest.approx(2 * HOT / 100, rel=0.35)
+    with pytest.warns(UserWarning, match=r"not settled in 4000 steps.*params\['soft'\] at"):
+        step_size, table = diffopt.find_step_size(diffopt.sgld, loss, params, temperature=0.1)
+    assert step_size == pytest.approx(2 * HOT / 100, rel=0.25)
     assert set(table.per_leaf) == {"stiff", "soft"}
 
 
@@ -63,7 +61,7 @@ def test_noisy_gradients_shorten_the_step():
     data = jnp.tile(jnp.array([3.0, -3.0]), 500)
     loss = lambda p, x: jnp.mean((p - x) ** 2) / 2
     step_size, _ = diffopt.find_step_size(
-        diffopt.sgld, loss, jnp.zeros([]), data, temperature=1.0, batch_size=1
+        diffopt.sgld, loss, jnp.zeros([]), data, temperature=1.0, batch_size=1, num_steps=20_000
     )
     exact = 0.05 / (9 / 2 + 1.05 / 2)
     assert step_size == pytest.approx(exact, rel=0.5)
