@@ -12,7 +12,6 @@ loss of each: a row is the number of an image. Without devinterp the program run
 
 import argparse
 import importlib.util
-import json
 import math
 import os
 import sys
@@ -30,7 +29,7 @@ from flax import nnx
 
 import diffopt
 
-from .lib import cli, data, machine, models, training
+from .lib import cli, data, files, machine, models, training
 
 PEER = "devinterp"
 
@@ -174,9 +173,11 @@ def devinterps(params: Any, train_set: Any, args: argparse.Namespace) -> dict[st
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, train, estimate, report."""
     args = parse_args(argv)
-    out = cli.make_folder(args.out)
     digits = data.load("digits")
     train_set = digits.train_images, digits.train_labels
+    if args.batch > len(train_set[0]):
+        raise cli.Refusal(f"--batch {args.batch}: must be from 1 to {len(train_set[0])}")
+    out = cli.make_folder(args.out)
     graphdef, params = train(*train_set, args.epochs)
     print(f"the article's network on {len(train_set[0]):,} digits, {args.chains} chains")
 
@@ -210,7 +211,7 @@ def main(argv: list[str] | None = None) -> None:
         "results": results,
         "comparison": comparison,
     }
-    (out / "llc.json").write_text(json.dumps(result, indent=1) + "\n")
+    files.write_json(out / "llc.json", result, indent=1)
     print(f"Wrote {out / 'llc.json'}")
 
 

@@ -10,7 +10,6 @@ log(n)/n = 0.011 for its 576 pairs chains leave the minimum, to a loss near that
 """
 
 import argparse
-import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from rich.console import Console
 
 import diffopt
 
-from .lib import cli, data, machine, models, plots, training
+from .lib import cli, data, files, machine, models, plots, training
 from .lib.plots import plt
 
 MODULUS, WIDTH, HEADS, SHARE = 31, 32, 4, 0.6
@@ -201,11 +200,6 @@ def main(argv: list[str] | None = None) -> None:
     with Console().status("the article's network learns digits"):
         digits = network(EPOCHS[:1] if quick else EPOCHS, args.chains, args.steps)
     show("the article's network on digits, epochs of Adam", digits)
-    plot(
-        addition, "A transformer learns to add modulo 31", "steps of AdamW",
-        out / "llc_grokking.png",
-    )  # fmt: skip
-    plot(digits, "The article's network learns digits", "epochs of Adam", out / "llc_digits.png")
     config = {name: value for name, value in vars(args).items() if name != "out"}
     result = {
         "config": config,
@@ -213,7 +207,12 @@ def main(argv: list[str] | None = None) -> None:
         "addition": addition,
         "digits": digits,
     }
-    (out / "llc_training.json").write_text(json.dumps(result, indent=1) + "\n")
+    files.write_json(out / "llc_training.json", result, indent=1)
+    plot(
+        addition, "A transformer learns to add modulo 31", "steps of AdamW",
+        out / "llc_grokking.png",
+    )  # fmt: skip
+    plot(digits, "The article's network learns digits", "epochs of Adam", out / "llc_digits.png")
     print(f"Wrote {out}/llc_training.json, llc_grokking.png and llc_digits.png")
 
 

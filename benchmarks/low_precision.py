@@ -289,6 +289,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=whole, default=5, help="how many (default %(default)s)")
     parser.add_argument("--repeats", type=cli.at_least(2), default=9, help="timed updates of each")
     args = parser.parse_args(argv)
+    cli.once("parts", args.parts)
     for part in args.parts:
         if part not in PARTS:
             parser.error(f"no part {part!r}: choose from {', '.join(PARTS)}")

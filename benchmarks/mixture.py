@@ -137,9 +137,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--cycles must be at most --steps")
     if not 0 <= args.explore < 1:
         parser.error("--explore must be from 0 to below 1")
-    length = -(-args.steps // args.cycles)
-    if not np.any(diffopt.sampling_stage(length, args.explore)(np.arange(length)) == 1):
-        parser.error(f"--explore {args.explore}: no step of a cycle of {length} samples")
+    try:
+        diffopt.sampling_stage(-(-args.steps // args.cycles), args.explore)
+    except ValueError as error:
+        parser.error(str(error))
     return args
 
 

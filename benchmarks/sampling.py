@@ -9,7 +9,6 @@ keeps nothing and measures nothing. The ways take turns; the median is reported.
 
 import contextlib
 import io
-import json
 import statistics
 import sys
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from sklearn.datasets import load_digits
 
 import diffopt
 
-from .lib import cli, machine, timing
+from .lib import cli, files, machine, timing
 
 BATCH_SIZE, LEARNING_RATE, TEMPERATURE = 32, 0.01, 1 / 1797
 
@@ -85,6 +84,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=cli.at_least_one, default=7, help="default %(default)s")
     parser.add_argument("--chains", type=cli.at_least_one, nargs="+", default=(1, 64), metavar="N")
     args = parser.parse_args(argv)
+    cli.once("--chains", args.chains)
     out = cli.make_folder(args.out)
 
     rows = []
@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     print(machine.line(about))
     config = {"steps": args.steps, "rounds": args.rounds, "batch_size": BATCH_SIZE}
     result = {"config": config, "machine": about, "microseconds_per_step": rows}
-    (out / "sampling.json").write_text(json.dumps(result, indent=2) + "\n")
+    files.write_json(out / "sampling.json", result)
     print(f"Wrote {out / 'sampling.json'}")
 
 

@@ -1,6 +1,9 @@
 """What gaussian16 must be in distribution: its 65,536 values, and draws at 4.5 standard errors."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +14,7 @@ from scipy import stats
 import diffopt
 from diffopt.gaussian16 import gaussian16, quantile
 from diffopt.increments import SMALL, increments
+from tests.helpers import ROOT
 
 CELLS = 2**16
 N = 2**20
@@ -192,3 +196,17 @@ def test_runs_and_equal_neighbours_are_as_often_as_by_chance():
         up = np.diff(np.moveaxis(index, axis, 0), axis=0) > 0
         turns = (up[1:] != up[:-1]).mean()  # of three numbers in a row, 2/3 turn
         close(turns, 2 / 3, 8 / 45, up[1:].size)
+
+
+# Samplers
+
+
+@pytest.mark.slow
+def test_the_laws_of_every_sampler_hold_with_it():
+    families = ("overdamped", "underdamped", "thermostat", "preconditioned", "schedules", "mixture")
+    files = [str(Path(__file__).with_name(f"test_{family}.py")) for family in families]
+    options = ["-n", "0", "-q", "-p", "tests.gaussian16_for_gaussian"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *files], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
