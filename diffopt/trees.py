@@ -29,9 +29,11 @@ def check_inexact(tree: Any) -> None:
 
 def check_like(name: str, tree: Any, like: Any) -> None:
     """Raise a TypeError unless `tree` has the structure of `like` and the shapes of its leaves."""
-    structures = jax.tree.structure(tree), jax.tree.structure(like)
-    if structures[0] != structures[1]:
-        raise TypeError(f"{name} must have the structure {structures[1]}, got {structures[0]}")
+    structure: Any = jax.tree.structure(tree)
+    if structure != jax.tree.structure(like):
+        raise TypeError(
+            f"{name} must have the structure {jax.tree.structure(like)}, got {structure}"
+        )
     like_leaves = jax.tree_util.tree_leaves_with_path(like)
     for (path, leaf), x in zip(like_leaves, jax.tree.leaves(tree), strict=True):
         if jnp.shape(x) != jnp.shape(leaf):
