@@ -80,7 +80,8 @@ def check_scalar(name: str, value: Any, *, positive: bool = False) -> None:
 
 def as_float(value: jax.typing.ArrayLike) -> jax.Array:
     """A float scalar that a 16-bit leaf does not round first, as it does a Python float."""
-    return jnp.asarray(jnp.real(value), float)
+    number = float(value) if isinstance(value, numbers.Real) else jnp.real(value)
+    return jnp.asarray(number, float)
 
 
 def value_at(value: optax.ScalarOrSchedule, count: jax.Array) -> jax.Array:
