@@ -562,8 +562,9 @@ def next_batch(
     key, order = jax.lax.cond(
         state.position == 0, shuffle, lambda *same: same, state.key, state.order
     )
+    place_key = jax.random.fold_in(key, 2)  # 0 and 1 are the two that `shuffle` splits off
     first = jax.vmap(
-        lambda chain: jax.random.randint(jax.random.fold_in(key, chain), (), 0, number)
+        lambda chain: jax.random.randint(jax.random.fold_in(place_key, chain), (), 0, number)
     )
     places = first(chains)[:, None] + state.position * batch_size + jnp.arange(batch_size)
     position = (state.position + 1) % (number // batch_size)
