@@ -12,7 +12,12 @@ from ..lib.training import second_half
 
 
 def save(out: Path, metrics: dict[str, Any]) -> None:
-    """Write `metrics.json`, at once or not at all; a number that is not finite becomes null."""
+    """Write `metrics.json`."""
+    write_json(out / "metrics.json", metrics)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file at once or not at all; a number that is not finite becomes null."""
 
     def finite(value: Any) -> Any:
         if isinstance(value, dict):
@@ -21,9 +26,9 @@ def save(out: Path, metrics: dict[str, Any]) -> None:
             return [finite(v) for v in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    part = out / "metrics.json.part"
-    part.write_text(json.dumps(finite(metrics), indent=1, allow_nan=False))
-    os.replace(part, out / "metrics.json")
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(finite(value), indent=1, allow_nan=False))
+    os.replace(part, path)
 
 
 def runs_of(metrics: dict[str, Any], name: str) -> list[dict[str, Any]]:
