@@ -17,7 +17,7 @@ import optax
 
 import diffopt
 
-from . import digits, tuned
+from . import digits, overfits, tuned
 from .cells import Keep, Record, Result, Settings, grid, measured
 from .statistics import Entry, entry
 
@@ -191,7 +191,7 @@ class Size(NamedTuple):
 SIZES = {
     "quick": Size(12, (GLASS_100, SMALL_GLASS), network=False),
     "default": Size(
-        16,
+        12,
         (GLASS_100, GLASS_400, QUARTER, RASTRIGIN, SMALL_GLASS),
         network=True,
     ),
@@ -257,7 +257,12 @@ def run(size: str, keep: Keep) -> list[Entry]:
             for rival in RIVALS
         ]  # fmt: skip
     if chosen.network:
-        entries += digits.cooled("escapes", CONTROLS[1], digits.SIZES[size], keep)
+        methods = {name: overfits.SINGLES[name] for name in overfits.SINGLES if "last" in name}
+        entries += overfits.compared(
+            "escapes", CONTROLS[1], "error",
+            {overfits.COOLED: overfits.SINGLES[overfits.COOLED]} | methods,
+            tuned.load("overfits")["0 %"], 0.0, digits.SIZES[size], keep,
+        )  # fmt: skip
     return entries
 
 

@@ -113,8 +113,8 @@ def run(size: str, keep: Keep) -> list[Entry]:
 def tune(record: Record) -> None:
     """Twelve trials of each method at 40 % wrong labels, and of the averages at 0 %."""
     epochs = digits.SIZES["default"].epochs
-    few = {name: AVERAGES[name] for name in (DIFFUSION, "momentum", "adamw")}
-    for share, wrong, methods in (("40 %", 0.4, METHODS), ("0 %", 0.0, few)):
+    few = (DIFFUSION, "momentum", "adamw", COOLED, "momentum, last", "adamw, last")
+    for share, wrong, methods in (("40 %", 0.4, METHODS), ("0 %", 0.0, {name: METHODS[name] for name in few})):
         scores: dict[str, list[dict[str, float]]] = {}
         for name, (optimizer, predictor, options) in methods.items():
             points = GRIDS[optimizer]

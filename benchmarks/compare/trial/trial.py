@@ -8,13 +8,16 @@ from types import ModuleType
 from typing import Any
 
 from ...lib import machine
-from . import escapes, overfits, tuned
+from . import cost, escapes, overfits, stable, tuned, tuning
 from .cells import Settings, keeper
 from .statistics import Entry, judge
 
 CLAIMS: dict[str, ModuleType] = {
     "escapes": escapes,
+    "stable": stable,
     "overfits": overfits,
+    "tuning": tuning,
+    "cost": cost,
 }
 
 
