@@ -77,11 +77,9 @@ def variance(
 
     params = jnp.ones(chains, dtype)
     params, state = jax.lax.fori_loop(0, steps, step, (params, tx.init(params)))
-    x = params.astype(jnp.float32) - 1
     if method == "low_precision":
-        spacing = jnp.where(x < 0, SPACING / 2, SPACING)  # of numbers from 1/2 to 2
-        x += state.residual * spacing / 2**14
-    return jnp.mean(x**2)
+        params = diffopt.exact_params(params, state)
+    return jnp.mean((params.astype(jnp.float32) - 1) ** 2)
 
 
 def laws(chains: int, progress: Progress) -> list[dict[str, Any]]:
@@ -248,13 +246,13 @@ def main(argv: list[str] | None = None) -> None:
     """Parse the command line, measure, report."""
     args = parse_args(argv)
     out = cli.make_folder(args.out)
+    dataset = data.load(args.dataset, args.data_dir) if "training" in args.parts else None
     console = Console()
     found: dict[str, Any] = {}
     with Progress(console=Console(stderr=True), transient=True) as progress:
         if "laws" in args.parts:
             found["laws"] = laws(args.chains, progress)
-        if "training" in args.parts:
-            dataset = data.load(args.dataset, args.data_dir)
+        if dataset is not None:
             found["training"] = train_all(
                 args.scale, dataset, args.epochs, args.batch_size, args.seeds, progress
             )

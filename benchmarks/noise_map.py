@@ -65,15 +65,15 @@ def transformation(place: Place, seed: int, epoch_steps: int) -> optax.GradientT
     """The sampler of a place with its prior."""
     eta, T = place.step_size, place.temperature
     key = jax.random.fold_in(jax.random.key(seed), 0)
-    cycle = place.epochs * epoch_steps // CYCLES
-    stage = diffopt.sampling_stage(cycle, EXPLORE)
-    tx = {
-        "sghmc": lambda: diffopt.sghmc(eta, T, key=key),
-        "psgld": lambda: diffopt.psgld(eta, T, key=key),
-        "cyclical sghmc": lambda: diffopt.sghmc(
-            diffopt.cyclical_schedule(eta, cycle), lambda t: T * stage(t), key=key
-        ),
-    }[place.sampler]()
+    if place.sampler == "cyclical sghmc":
+        cycle = place.epochs * epoch_steps // CYCLES
+        stage = diffopt.sampling_stage(cycle, EXPLORE)
+        schedule = diffopt.cyclical_schedule(eta, cycle)
+        tx = diffopt.sghmc(schedule, lambda t: T * stage(t), key=key)
+    elif place.sampler == "sghmc":
+        tx = diffopt.sghmc(eta, T, key=key)
+    else:
+        tx = diffopt.psgld(eta, T, key=key)
     return optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), tx)
 
 

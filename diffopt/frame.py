@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from .increments import Noise, get_noise, increments
-from .keys import check_key, make_key
+from .keys import check_key, derive_key
 from .trees import cast_like, check_inexact
 
 
@@ -48,8 +48,11 @@ def sampler(
         and `key` and whatever the sampler keeps. By default a `SamplerState`. A state with a
         `velocity` (a tree like the parameters) and a `mass` (a scalar) can be read by
         `kinetic_temperature`.
-      key: an int or a PRNG key, typed or raw. Give each chain, and each sampler in one program,
-        its own.
+      key: an int or a PRNG key, typed or raw. The state's key is derived from it so that no
+        `split` or `fold_in` of yours meets it: the key that initialized the network will do. But
+        equal keys give equal noise: give each sampler in one program its own, each chain by
+        `split_keys`, and, where a new state is made each epoch, each epoch
+        `jax.random.fold_in(key, epoch)`.
       noise: the law of ξ: `"gaussian"`, `"rademacher"` (±1 with equal probability, from one random
         bit; mean, variance and third moment are those of a Gaussian, so an Euler-Maruyama step
         keeps its weak order 1, but a step never moves an element further than its standard
@@ -91,7 +94,7 @@ def sampler(
 
     def init_fn(params: optax.Params) -> Any:
         check_inexact(params)
-        fresh = SamplerState(jnp.zeros([], jnp.int32), make_key(key))
+        fresh = SamplerState(jnp.zeros([], jnp.int32), derive_key(key, "sampler"))
         return fresh if init is None else init(params, *fresh)
 
     def update_fn(

@@ -8,7 +8,7 @@ import optax
 
 from .frame import SamplerState, sampler
 from .increments import Noise
-from .scalars import as_float, check_number, check_scalar, value_at
+from .scalars import as_float, check_number, check_scalar, root, value_at
 
 
 def langevin(
@@ -88,7 +88,7 @@ def langevin(
         if learning_rate is not None:
             eta = value_at(learning_rate, state.count)
             variance = jnp.where(eta > 0, variance / jnp.where(eta > 0, eta, 1), 0)
-        scale = jnp.sqrt(variance)
+        scale = root(variance)
         return jax.tree.map(lambda g, xi: g + scale * xi, g, xi), state
 
     return sampler(step, key=key, noise=noise)
@@ -145,7 +145,7 @@ def sgld(
 
     def step(g: Any, xi: Any, state: SamplerState) -> tuple[Any, SamplerState]:
         eta, T = value_at(learning_rate, state.count), value_at(temperature, state.count)
-        scale = jnp.sqrt(2 * T * eta)
+        scale = root(2 * T * eta)
         return jax.tree.map(lambda g, xi: -eta * g + scale * xi, g, xi), state
 
     return sampler(step, key=key, noise=noise)
@@ -258,12 +258,12 @@ def psgld(
 
     def step(g: Any, xi: Any, state: PreconditionedState) -> tuple[Any, PreconditionedState]:
         eta, T = value_at(learning_rate, state.count), value_at(temperature, state.count)
-        rho, bound = as_float(decay), as_float(eps)
+        rho, bound, scale = as_float(decay), as_float(eps), root(2 * T * eta)
         nu = jax.tree.map(lambda g, v: rho * v + jnp.real((1 - rho) * g * jnp.conj(g)), g, state.nu)
 
         def move(g: jax.Array, v: jax.Array, xi: jax.Array) -> jax.Array:
-            G = 1 / (jnp.sqrt(v) + bound)
-            return -eta * G * g + jnp.sqrt(2 * T * eta * G) * xi
+            G = 1 / (root(v) + bound)
+            return -eta * G * g + scale * jnp.sqrt(G) * xi
 
         return jax.tree.map(move, g, nu, xi), state._replace(nu=nu)
 

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from .increments import random_bits_like
-from .keys import check_key, make_key
+from .keys import check_key, derive_key
 from .trees import check_inexact
 
 UNITS = 2**14
@@ -170,8 +170,7 @@ def low_precision(
             lambda p: jnp.zeros_like(p, jnp.int16) if _is_low(p) else optax.MaskedNode(), params
         )
         exact = jax.tree.map(lambda p: p.astype(jnp.float32) if _is_low(p) else p, params)
-        own = jax.random.fold_in(make_key(key), 16)  # not the key that tx may have got
-        return LowPrecisionState(own, residual, tx.init(exact))
+        return LowPrecisionState(derive_key(key, "rounding"), residual, tx.init(exact))
 
     def update_fn(
         updates: Any, state: LowPrecisionState, params: Any = None, **extra_args: Any

@@ -13,30 +13,46 @@ import optax
 def check_number(name: str, value: Any, *, positive: bool = False, below: float = math.inf) -> None:
     """Raise unless `value` is a finite number ≥ 0 (> 0 where `positive`) and < `below`.
 
-    A tracer is taken as it is. So is a 0-d `jax.Array` at zero or a rounding error below it,
-    because `optax.inject_hyperparams` hands over the value of a schedule as such an array.
+    It has to be so in the float that JAX computes with, float32 by default: 1e-46 is 0 there. A
+    tracer is taken as it is. So is a 0-d array at zero or a rounding error below it, because
+    `optax.inject_hyperparams` hands over the value of a schedule as such an array.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real | np.ndarray | jax.Array):
         raise TypeError(f"{name} must be a number or a 0-d array, got {value!r}")
-    shape, dtype = getattr(value, "shape", ()), jnp.result_type(value)
+    shape = getattr(value, "shape", ())
+    dtype = value.dtype if isinstance(value, np.ndarray | np.generic | jax.Array) else np.float64
     if shape or not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
         raise TypeError(f"{name} must be a real scalar, got shape {shape} and dtype {dtype}")
+    if isinstance(value, jax.core.Tracer):
+        return
+    working = jnp.result_type(float)
     try:
-        number = float(value)
-    except jax.errors.ConcretizationTypeError:
+        with np.errstate(all="ignore"):
+            number = float(np.asarray(float(value)).astype(working))
+    except OverflowError:
+        number = math.inf
+    if isinstance(value, np.ndarray | jax.Array) and -1e-6 <= number <= 0:
         return
-    if isinstance(value, jax.Array) and -1e-6 <= number <= 0:
-        return
-    if not math.isfinite(number) or number < 0 or (positive and number == 0):
-        raise ValueError(f"{name} must be finite and {'>' if positive else '≥'} 0, got {value!r}")
+    least = float(jnp.finfo(working).tiny) if positive else 0.0  # less is flushed to 0
+    got = f"got {value!r}" if number in (0, value) else f"got {value!r}, in {working} {number:g}"
+    if not math.isfinite(number) or number < least:
+        raise ValueError(f"{name} must be finite and {'>' if positive else '≥'} 0, {got}")
     if number >= below:
-        raise ValueError(f"{name} must be < {below}, got {value!r}")
+        raise ValueError(f"{name} must be < {below}, {got}")
 
 
 def check_scalar(name: str, value: Any, *, positive: bool = False) -> None:
-    """Raise unless `value` is a schedule or a number as `check_number` asks for."""
+    """Raise unless `value` is a number as `check_number` asks for, or a schedule of such numbers.
+
+    Of a schedule the value at step 0 is looked at, which may be 0.
+    """
     if not callable(value):
-        check_number(name, value, positive=positive)
+        return check_number(name, value, positive=positive)
+    try:
+        first = value(jnp.zeros([], jnp.int32))
+    except jax.errors.ConcretizationTypeError:  # built in a traced function: named at its trace
+        return None
+    return check_number(f"{name} at step 0", first)
 
 
 def as_float(value: jax.typing.ArrayLike) -> jax.Array:
@@ -47,3 +63,8 @@ def as_float(value: jax.typing.ArrayLike) -> jax.Array:
 def value_at(value: optax.ScalarOrSchedule, count: jax.Array) -> jax.Array:
     """The value at step `count`, clamped at 0: a schedule may end a rounding error below it."""
     return jnp.maximum(as_float(value(count) if callable(value) else value), 0.0)
+
+
+def root(x: jax.Array) -> jax.Array:
+    """√x with gradient 0 at 0, so that a step at T = 0 has gradients by its other arguments."""
+    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)

@@ -8,7 +8,7 @@ import optax
 
 from .frame import sampler
 from .increments import Noise
-from .scalars import as_float, check_number, check_scalar, value_at
+from .scalars import as_float, check_number, check_scalar, root, value_at
 from .trees import mean_product
 
 
@@ -134,7 +134,7 @@ def sghmc(
     def step(g: Any, xi: Any, state: UnderdampedState) -> tuple[Any, UnderdampedState]:
         eta, T = value_at(learning_rate, state.count), value_at(temperature, state.count)
         m = as_float(momentum)
-        scale = jnp.sqrt(2 * (1 - m) * eta * T)
+        scale = root(2 * (1 - m) * eta * T)
         velocity = jax.tree.map(
             lambda g, xi, v: m * v - eta * g + scale * xi, g, xi, state.velocity
         )
@@ -225,7 +225,7 @@ def baoab(
         h, T = value_at(step_size, state.count), value_at(temperature, state.count)
         gamma = as_float(friction)
         c = jnp.exp(-gamma * h)
-        scale = jnp.sqrt(-jnp.expm1(-2 * gamma * h) * T)
+        scale = root(-jnp.expm1(-2 * gamma * h) * T)
         kicked = jax.tree.map(lambda g, v: v - h * g, g, state.velocity)
         velocity = jax.tree.map(lambda v, xi: c * v + scale * xi, kicked, xi)
         moves = jax.tree.map(lambda v, w: h / 2 * (v + w), kicked, velocity)
@@ -242,7 +242,7 @@ def sgnht(
     key: int | jax.Array = 0,
     noise: Noise = "gaussian",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Stochastic gradient Nosé-Hoover thermostat: SGHMC that holds its temperature by itself.
+    r"""Stochastic gradient Nosé-Hoover thermostat: SGHMC that holds its mean temperature itself.
 
     The friction is a variable that grows while the velocities are too hot and shrinks while they
     are too cold, so that noise of unknown size in the gradients, as from a minibatch, is taken
@@ -252,32 +252,31 @@ def sgnht(
 
         v ← (1 - α) v - η ∇L(θ) + √(2(1 - m)ηT) ξ
         θ ← θ + v
-        K = (1 + (1 - α)) v·v / (2ηd)                    the kinetic temperature
-        α ← min(α + (1 - m)²/2 (K/T - 1), 1)             α starts at 1 - m
+        K = (2 - α) v·v / (2ηd)                          the kinetic temperature
+        1/α ← max(1/α - (K/T - 1)/2, 1)                  α starts at 1 - m
 
     This is algorithm 2 of the paper but for two things. K is v·v/(ηd) corrected for friction in a
-    finite step. And the thermostat is driven by K/T, at the rate (1 - m)²/2 that damps it
-    critically: it settles within some 1/(1 - m) steps at every temperature (2α/(1 - m)² steps
-    where the gradients' noise asks for more friction), where the paper's v·v/d - η (its T is 1)
-    takes 1/(ηT) of them, which at a posterior's T = 1/N is too long.
+    finite step. And the thermostat follows dα/dt = α²/2 (K/T - 1), solved over the step: critical
+    damping, so it settles within some 1/α steps at every temperature and winds up no further than
+    it unwinds, where the paper's v·v/d - η (its T is 1) takes 1/(ηT) steps.
 
-    The joint stationary density of the diffusion is proportional to
-    exp(-L(θ)/T - u·u/(2T)) N(α; 1 - m, (1 - m)²/(2d)), for any d; that of the step has weak order
-    1 in η. For the step two things are exact. The mean of K is T, because α could not be
-    stationary otherwise. And on L = k|θ|²/2 with many parameters, where α becomes a constant α*,
-    Var θ = T/k at every stable step and for any noise of variance σ² in the gradients, with
+    The joint stationary density of the diffusion is proportional to exp(-L/T - u·u/(2T)) times
+    an inverse gamma density of α, of shape 2d + 1 and mean 1 - m, for any d
+    (`docs/derivations.md`); that of the step has weak order 1 in η. On L = k|θ|²/2 with many
+    parameters, where α becomes a constant α*, Var θ = T/k exactly at every stable step for
+    gradients with noise of the same variance σ² in every direction:
 
         2(1 - m)ηT + η²σ² = α* ηT (2 - ηk / (2 - α*)),    α* ≈ 1 - m + ησ²/(2T).
 
     Since α ≤ 1, the step can take out noise of up to ησ² ≈ 2mT. There is one thermostat for
-    all parameters: it holds their mean temperature, while a leaf whose gradients are noisier
-    than the others' stays warmer. `optax.partition` gives each group of parameters its own, and
-    each then needs its own `key`, or leaves of like shapes get the same noise.
-    Velocities much hotter than T, as at the start of training, drive α to 1, which is plain SGD
-    with noise, until they have cooled. K weighs velocities that remember some 1/(1 - m) steps by
-    the present η, so η must change little in as many: a cycle has to be much longer.
+    all parameters: it holds their mean temperature. The noise of real minibatches differs by
+    direction: noisier directions than the mean stay warmer than T and pay by the others' being
+    colder, while the mean reads T. `optax.partition` gives each group of parameters its own
+    thermostat, and each then needs its own `key`. K weighs velocities that remember some
+    1/(1 - m) steps by the present η, so η must change little in as many: a cycle has to be much
+    longer.
 
-    At T = 0 the thermostat rests and the step is `optax.sgd(η, momentum=m)`.
+    At T = 0 the friction is 1 - m and the step is `optax.sgd(η, momentum=m)`.
 
     Memory: one velocity for each parameter and one scalar. It costs one sum over the velocities
     more than `sghmc`. Choose it when gradients come from minibatches small enough to heat `sghmc`.
@@ -331,15 +330,16 @@ def sgnht(
 
     def step(g: Any, xi: Any, state: ThermostatState) -> tuple[Any, ThermostatState]:
         eta, T = value_at(learning_rate, state.count), value_at(temperature, state.count)
-        m, alpha = as_float(momentum), state.friction
-        scale = jnp.sqrt(2 * (1 - m) * eta * T)
+        m = as_float(momentum)
+        alpha = jnp.where(T > 0, state.friction, 1 - m)
+        scale = root(2 * (1 - m) * eta * T)
         velocity = jax.tree.map(
             lambda g, xi, v: (1 - alpha) * v - eta * g + scale * xi, g, xi, state.velocity
         )
         mass = _ratio(2 - alpha, 2 * eta)
         K = mass * mean_product(velocity, velocity)
         drive = jnp.where(eta * T > 0, _ratio(K, T) - 1, 0)
-        alpha = jnp.minimum(alpha + (1 - m) ** 2 / 2 * drive, 1)
+        alpha = 1 / jnp.maximum(1 / alpha - drive / 2, 1)
         return velocity, state._replace(velocity=velocity, mass=mass, friction=alpha)
 
     return sampler(step, init, key=key, noise=noise)

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import diffopt
-from benchmarks.checkpoint import digest
+from tests.helpers import assert_equal
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -113,7 +113,8 @@ def test_nothing_lost(tmp_path):
         restored = names["run"]
         for _ in range(count, 4):
             restored = step(restored)
-        assert digest(restored, None) == digest(state, None) != digest(start, None)
+        assert_equal(restored, state)
+    assert not jnp.array_equal(state["params"]["w"], start["params"]["w"])
 
 
 @pytest.mark.parametrize("heading", re.findall(r"^## .*$", README, re.MULTILINE))
@@ -121,3 +122,9 @@ def test_its_python_compiles(heading):
     section = README.split(f"\n{heading}\n")[1].split("\n## ")[0]
     for snippet in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
         compile(snippet, heading, "exec")
+
+
+def test_it_shows_the_test_command_that_ci_runs():
+    ci = (Path(__file__).parent.parent / ".ci" / "run").read_text()
+    (command,) = re.findall(r"^python3 -m venv .*pytest.*$", ci, re.MULTILINE)
+    assert f"```bash\n{command}\n```" in README

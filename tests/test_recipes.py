@@ -42,14 +42,16 @@ RECIPES = {
         lambda T: optax.chain(
             optax.clip_by_global_norm(1.0),
             optax.scale_by_adam(),
-            diffopt.langevin(T, LR),
+            diffopt.langevin(T, learning_rate=LR),
             optax.scale_by_learning_rate(LR),
         ),
         optax.chain(optax.clip_by_global_norm(1.0), optax.adam(LR)),
     ),
     "Lion with Langevin noise": (
         lambda T: optax.chain(
-            optax.scale_by_lion(), diffopt.langevin(T, LR), optax.scale_by_learning_rate(LR)
+            optax.scale_by_lion(),
+            diffopt.langevin(T, learning_rate=LR),
+            optax.scale_by_learning_rate(LR),
         ),
         optax.lion(LR, weight_decay=0.0),
     ),
@@ -58,7 +60,9 @@ RECIPES = {
         optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(LR, momentum=0.9)),
     ),
     "SGHMC from its parts": (
-        lambda T: optax.chain(diffopt.langevin((1 - 0.9) * T, LR), optax.sgd(LR, momentum=0.9)),
+        lambda T: optax.chain(
+            diffopt.langevin((1 - 0.9) * T, learning_rate=LR), optax.sgd(LR, momentum=0.9)
+        ),
         optax.sgd(LR, momentum=0.9),
     ),
     "an annealed temperature": (
@@ -143,7 +147,9 @@ def test_weight_decay_is_a_gaussian_prior_of_variance_t_over_decay(curvature):
 
 def test_langevin_before_momentum_is_sghmc_with_its_factor():
     eta, m, k = 0.2, 0.8, 1.0
-    parts = optax.chain(diffopt.langevin((1 - m) * 0.3, eta), optax.sgd(eta, momentum=m))
+    parts = optax.chain(
+        diffopt.langevin((1 - m) * 0.3, learning_rate=eta), optax.sgd(eta, momentum=m)
+    )
     exact = 0.3 / (k * (1 - eta * k / (2 * (1 + m))))
     assert_variance(stationary_variance(parts, k, 100), exact)
 
@@ -152,7 +158,9 @@ def test_langevin_before_momentum_is_sghmc_with_its_factor():
 def test_noise_after_preconditioning_has_the_variance_of_the_diffusion(scale):
     """Each step is the optimizer's plus N(0, 2Tη), whatever the preconditioner did."""
     eta = 0.01
-    tx = optax.chain(scale(), diffopt.langevin(T, eta), optax.scale_by_learning_rate(eta))
+    tx = optax.chain(
+        scale(), diffopt.langevin(T, learning_rate=eta), optax.scale_by_learning_rate(eta)
+    )
     grads = jnp.linspace(-1, 1, N)
     drift, _ = scale().update(grads, scale().init(grads))
     updates, _ = tx.update(grads, tx.init(grads))

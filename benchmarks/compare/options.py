@@ -171,9 +171,9 @@ def parse(argv: list[str] | None, doc: str | None) -> Options:
         except ValueError as error:
             parser.error(f"{name}: {error}")
         optimizers.append(optimizer)
-    words = sys.argv[1:] if argv is None else argv
+    arguments = sys.argv[1:] if argv is None else argv
     return Options(
-        command=f"python -m benchmarks.compare {shlex.join(words)}",
+        command=f"python -m benchmarks.compare {shlex.join(arguments)}",
         dataset=args.dataset,
         data_dir=args.data_dir,
         out=args.out,

@@ -1,0 +1,267 @@
+"""Nothing is lost: a killed run goes on to the same bits, and a bad checkpoint is told apart."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+
+from benchmarks.compare import report
+from benchmarks.compare.__main__ import main
+from benchmarks.lib import checkpoint
+from tests.benchmarks import helpers
+
+# Orbax leaves calls to an event loop that it has closed where it cannot restore a file.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+JOB = ["--epochs", "14", "--batch-size", "16", "--seeds", "2", "--optimizers", "sghmc"]
+CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
+
+
+def watch(folder, note):
+    """Call `note(save, place)` before each change to a checkpoint below `folder`.
+
+    Saves are counted from 1. A place is an operation, its path, and how many like it the save has
+    had.
+    """
+    save, seen = 0, Counter()
+
+    def hook(event, arguments):
+        nonlocal save
+        if event in CHANGES or (event == "open" and set(str(arguments[1])) & set("wax+")):
+            path = re.fullmatch(f"{re.escape(str(folder))}/[^/]+/[0-9]+(.*)", str(arguments[0]))
+            if not path:
+                return
+            place = f"{event} N{path[1]}"
+            if place == "os.mkdir N.orbax-checkpoint-tmp":
+                save += 1
+                seen.clear()
+            seen[place] += 1
+            note(save, f"{place} {seen[place]}")
+
+    sys.addaudithook(hook)
+
+
+def job(patch, cache, arguments, noted=None, fatal=None):
+    """The job on a small network; it notes where a save is, or dies in a place of its second."""
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    make_job_small(patch)
+    if noted:
+        file = noted.open("a")
+        watch(arguments[-1], lambda *place: print(*place, file=file, flush=True))
+    if fatal:
+        die = lambda: os.kill(os.getpid(), signal.SIGKILL)
+        watch(arguments[-1], lambda *place: place == (2, fatal) and die())
+    return helpers.status(main, *JOB, *arguments)
+
+
+def make_job_small(patch):
+    helpers.make_small(patch)
+    patch.setattr(report, "write", lambda *_: None)
+
+
+@pytest.fixture
+def run_here(monkeypatch):
+    """A function that runs the job in this process; its exit status."""
+    make_job_small(monkeypatch)
+    return lambda *arguments: helpers.status(main, *JOB, *arguments)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A function that runs the job in a process; its exit status, and what it said."""
+    folder = tmp_path_factory.mktemp("processes")
+    errors = folder / "errors.txt"
+
+    def run(*arguments, noted=None, fatal=None):
+        process = helpers.start(job, (folder / "cache", arguments, noted, fatal), errors)
+        process.join(helpers.TIMEOUT)
+        return process.exitcode, errors.read_text()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(run, tmp_path_factory):
+    """The folders of an uninterrupted run: what it reports, and its checkpoints; its places."""
+    out, kept = tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("kept")
+    noted = out / "places.txt"
+    status, error = run("--out", out, "--checkpoint", kept, noted=noted)
+    assert status == 0, error
+    places = [line.split(" ", 1) for line in noted.read_text().splitlines()]
+    return out, kept, [place for save, place in places if save == "3"]
+
+
+def results(out):
+    """All that metrics.json reports, but times."""
+    runs = json.loads((out / "metrics.json").read_text())["runs"]
+    for record in runs:
+        del record["step_time"], record["compile_time"]
+        for entry in record["history"]:
+            del entry["step_time"]
+    return runs
+
+
+def last_states(kept):
+    """The last epoch of each run, and a digest of all its arrays and keys."""
+    found = {}
+    for folder in filter(os.path.isdir, kept.iterdir()):
+        checkpoints = checkpoint.manager(folder)
+        epoch = checkpoints.latest_step()
+        items = ocp.args.Composite(state=ocp.args.StandardRestore())
+        state = checkpoints.restore(epoch, args=items).state
+        found[folder.name] = epoch, checkpoint.digest(state, None)
+    return found
+
+
+@pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_in_each_place_of_a_save_it_ends_with_the_same_bits(run, whole, tmp_path, step):
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    places = whole[2]
+    assert len(set(places)) == len(places) >= 20
+    for place in places[step // 2 :: step]:
+        status, error = run("--out", out, "--checkpoint", kept, fatal=place)
+        assert status == -signal.SIGKILL, (place, error)
+    assert last_states(kept) != last_states(whole[1])
+    status, error = run("--out", out, "--checkpoint", kept)
+    assert status == 0, error
+    assert last_states(kept) == last_states(whole[1])
+    assert results(out) == results(whole[0])
+
+
+def test_a_checkpoint_changes_nothing(run_here, whole, tmp_path):
+    assert run_here("--out", tmp_path) == 0
+    assert results(tmp_path) == results(whole[0])
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(
+    run_here, whole, tmp_path, capsys
+):
+    kept = tmp_path / "kept"
+    shutil.copytree(whole[1], kept)
+    folder = kept / "sghmc 0.01 seed 1"
+    assert {path.name for path in folder.iterdir()} == {"13", "14"}
+    for file in (folder / "14").rglob("d/*"):
+        os.truncate(file, 10)
+    assert run_here("--out", tmp_path / "out", "--checkpoint", kept) == 0
+    said = f"{folder / '14'} is damaged (now 14.damaged), going on from the one before"
+    assert said in capsys.readouterr().err
+    assert (folder / "14.damaged").is_dir()
+    assert last_states(kept) == last_states(whole[1])
+    assert results(tmp_path / "out") == results(whole[0])
+
+
+def changes(kept):
+    return {path: path.stat().st_mtime_ns for path in kept.glob("*/*")}
+
+
+@pytest.mark.parametrize(
+    "arguments,difference",
+    [
+        (["--batch-size", "64"], "--batch-size 16, now 64"),
+        (["--learning-rate", "sghmc=0.2"], "--learning-rate sghmc=0.01, now sghmc=0.2"),
+        (["--temperature", "sghmc=0"], "--temperature sghmc=1e-05, now sghmc=0.0"),
+        (["--epochs", "3", "--sweep"], "--epochs 14, now 3; --sweep False, now True"),
+    ],
+)
+def test_another_configuration_is_refused_with_the_difference(
+    run_here, whole, arguments, difference, capsys
+):
+    out, kept, _ = whole
+    before = changes(kept), (out / "metrics.json").read_bytes()
+    assert run_here(*arguments, "--out", out, "--checkpoint", kept) == 2
+    sentence = f"compare: --checkpoint {kept} was made with {difference}\n"
+    assert capsys.readouterr().err == sentence
+    assert (changes(kept), (out / "metrics.json").read_bytes()) == before
+
+
+def test_a_folder_that_cannot_be_used(run_here, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for folder, reason in (
+        (tmp_path / "file", "File exists"),
+        (tmp_path / "file" / "below", "Not a directory"),
+        ("/proc/nowhere", "No such file or directory"),
+    ):
+        assert run_here("--out", tmp_path, "--checkpoint", folder) == 2
+        sentence = f"compare: --checkpoint {folder} cannot be used: {reason}\n"
+        assert capsys.readouterr().err == sentence
+    (tmp_path / "settings.json").write_text("{")
+    assert run_here("--out", tmp_path, "--checkpoint", tmp_path) == 2
+    assert f"{tmp_path / 'settings.json'} is damaged" in capsys.readouterr().err
+
+
+KEY = jax.random.key(3)
+STATE = {
+    "weights": jax.random.normal(KEY, (100, 3)),
+    "half": jnp.linspace(-1, 1, 7, dtype="bfloat16"),
+    "keys": jax.random.split(KEY),
+    "none": None,
+    "empty": optax.EmptyState(),
+    "count": jnp.array(7),
+}
+OLDER = jax.tree.map(lambda x: jnp.roll(x, 1), STATE) | {"count": jnp.array(6)}
+
+
+@pytest.fixture(scope="module")
+def two_epochs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    checkpoints = checkpoint.manager(folder)
+    checkpoint.save(checkpoints, 1, OLDER, {"loss": 0.1})
+    checkpoint.save(checkpoints, 2, STATE, {"loss": float("nan")})
+    return folder
+
+
+def harm(file, how):
+    content = bytearray(file.read_bytes())
+    if how == "deleted":
+        file.unlink()
+    elif how == "cut":
+        file.write_bytes(content[: len(content) // 2])
+    elif content:
+        content[len(content) // 2] ^= 0x10
+        file.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["deleted", "cut", "one bit turned"])
+def test_any_file_damaged_gives_one_epoch_or_the_other_and_never_a_mixture(
+    two_epochs, tmp_path, how, capsys
+):
+    files = [path.relative_to(two_epochs) for path in (two_epochs / "2").rglob("*")]
+    files = [name for name in files if (two_epochs / name).is_file()]
+    fell_back = 0
+    for i, name in enumerate(files):
+        folder = tmp_path / str(i)
+        shutil.copytree(two_epochs, folder)
+        harm(folder / name, how)
+        checkpoints = checkpoint.manager(folder)
+        state, record = checkpoint.restore(checkpoints, STATE, None)
+        said = capsys.readouterr().err
+        older = bool(state["count"] == 6)
+        fell_back += older
+        expected = OLDER if older else STATE
+        assert checkpoint.digest(state, None) == checkpoint.digest(expected, None), name
+        assert np.isnan(record["loss"]) != older
+        assert ("2 is damaged" in said) == older, name
+        checkpoint.save(checkpoints, 2 if older else 3, STATE, {})
+        assert checkpoint.restore(checkpoints, OLDER, None)[1] == {}
+    assert len(files) >= 10 and fell_back >= 4
+
+
+def test_where_every_checkpoint_is_damaged_the_run_starts_anew(two_epochs, tmp_path, capsys):
+    shutil.copytree(two_epochs, tmp_path, dirs_exist_ok=True)
+    for file in tmp_path.glob("*/record/metadata"):
+        file.unlink()
+    state, record = checkpoint.restore(checkpoint.manager(tmp_path), OLDER, "start")
+    assert state is OLDER and record == "start"
+    assert len(capsys.readouterr().err.splitlines()) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"1.damaged", "2.damaged"}

@@ -1,0 +1,60 @@
+import json
+
+import pytest
+
+from benchmarks import noise_map
+from tests.benchmarks import helpers
+
+
+def test_a_map_is_written_once_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+    helpers.make_small(monkeypatch, 800)
+    places = [("sghmc", 200, 0.03, (0.0,), 3), ("cyclical sghmc", 400, 0.03, (1e-5,), 20)]
+    monkeypatch.setattr(noise_map, "QUICK", places[:1])
+    assert helpers.status(noise_map.main, "--quick", "--out", tmp_path) == 0
+    monkeypatch.setattr(noise_map, "QUICK", places)
+    trained = []
+    train = noise_map.train
+    monkeypatch.setattr(noise_map, "train", lambda *a: trained.append(a[0]) or train(*a))
+    for _ in range(2):
+        assert helpers.status(noise_map.main, "--quick", "--out", tmp_path) == 0
+    assert [place.sampler for place in trained] == ["cyclical sghmc"]
+
+    records = [json.loads(line) for line in (tmp_path / "noise_map.jsonl").read_text().splitlines()]
+    assert [r["sampler"] for r in records] == ["sghmc", "cyclical sghmc"]
+    assert list(records[0]["averages_of_the_last"]) == ["1", "2"]
+    assert list(records[1]["averages_of_the_last"]) == ["1", "2", "4"]
+    for record in records:
+        assert set(record["last"]) == {"accuracy", "nll", "brier", "ece"}
+        assert record["averages_of_the_last"]["1"] == pytest.approx(record["last"])
+    assert records[1]["train"]["accuracy"] > 0.3
+    assert (tmp_path / "noise_map.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_cyclical_sampler_averages_the_end_of_each_cycle():
+    place = noise_map.Place("cyclical sghmc", 2000, 0.2, 0.0, 60)
+    kept = [epoch for epoch in range(1, 61) if noise_map.sampled(place, epoch)]
+    assert kept == [13, 14, 15, 28, 29, 30, 43, 44, 45, 58, 59, 60]
+    kept = [e for e in range(1, 61) if noise_map.sampled(place._replace(sampler="sghmc"), e)]
+    assert kept == list(range(31, 61))
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--part", "3/2"], "'3/2' is not I/N with I from 1 to N"),
+        (["--seeds", "0"], "'0' is not a whole number from 1"),
+        (["--data-dir", "/nowhere"], "--data-dir /nowhere is not a folder"),
+        (["--quick", "--out", "/proc/x"], "--out /proc/x cannot be written"),
+    ],
+)
+def test_bad_arguments_are_refused(tmp_path, arguments, sentence, capsys):
+    assert helpers.status(noise_map.main, "--out", tmp_path, *arguments) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_line_that_was_cut_off_counts_as_none(tmp_path):
+    path = tmp_path / "noise_map.jsonl"
+    place = noise_map.Place("sghmc", 100, 0.1, 0.0, 2)
+    whole = json.dumps(place._asdict() | {"seed": 0})
+    path.write_text(f"{whole}\n{whole[:9]}")
+    assert noise_map.read(path).keys() == {(place, 0)}

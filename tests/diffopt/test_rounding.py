@@ -1,0 +1,268 @@
+"""low_precision loses nothing and trains like float32, around a sampler or an optimizer."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import diffopt
+
+PARAMS = {"w": jnp.arange(-3.0, 3.0, dtype="bfloat16").reshape(2, 3), "b": jnp.ones(3, "float16")}
+GRADS = jax.tree.map(lambda p: p / 2 - 1, PARAMS)
+MAKERS = {
+    "adam": lambda: optax.adam(0.01),
+    "sghmc": lambda: diffopt.sghmc(0.01, 0.1),
+    "langevin": lambda: optax.chain(diffopt.langevin(0.1, learning_rate=0.01), optax.sgd(0.01)),
+}
+inner = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+low = pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+
+
+def step(tx, params=PARAMS, grads=GRADS):
+    return jax.jit(tx.update)(grads, tx.init(params), params)
+
+
+def spacing(p):
+    info = jnp.finfo(p.dtype)
+    _, exponent = np.frexp(np.abs(np.asarray(p, np.float64)))
+    binade = np.maximum(2.0 ** (exponent - 1), float(info.tiny)) * (np.asarray(p) != 0)
+    return np.maximum(binade * float(info.eps), float(info.smallest_subnormal))
+
+
+def exact(params, state):
+    """θ = p + r in float64, which `exact_params` rounds to float32."""
+    theta = np.asarray(params, np.float64) + np.asarray(state.residual) * spacing(params) / 2**14
+    np.testing.assert_array_equal(diffopt.exact_params(params, state), theta.astype("float32"))
+    return theta
+
+
+def increments(updates):
+    """The wrapped transformation that moves by known updates, one for each step."""
+    return optax.GradientTransformation(
+        lambda params: jnp.zeros([], jnp.int32),
+        lambda grads, count, params=None: (updates[count], count + 1),
+    )
+
+
+@low
+def test_parameter_and_residual_add_up_to_the_exact_sum(dtype):
+    """Of updates from 2⁻¹⁰ spacings up to half the parameter, nothing is lost but 2⁻¹⁴ spacing."""
+    key, *keys = jax.random.split(jax.random.key(0), 3)
+    params = jax.random.normal(key, 10_000).astype(dtype)
+    size = 2.0 ** jax.random.uniform(keys[0], (10_000,), minval=-18, maxval=-1)
+    u = size * params.astype(jnp.float32) * jax.random.rademacher(keys[1], (10_000,))
+    tx = diffopt.low_precision(increments(u[None]))
+
+    @jax.jit
+    def apply(params, state):
+        updates, state = tx.update(params, state, params)
+        return optax.apply_updates(params, updates), state
+
+    after, state = apply(params, tx.init(params))
+    assert after.dtype == dtype
+    error = exact(after, state) - (np.asarray(params, np.float64) + np.asarray(u, np.float64))
+    assert np.all(np.abs(error) <= 1.01 * spacing(after) / 2**14 + 2.0**-38)
+    assert np.mean(np.asarray(state.residual) != 0) > 0.9
+
+
+def test_a_step_through_zero_loses_at_most_the_rounding_of_the_update():
+    params = jnp.full(10_000, 1.0, "bfloat16")
+    u = -1 + 0.02 * jax.random.normal(jax.random.key(0), (1, 10_000))
+    tx = diffopt.low_precision(increments(u))
+    updates, state = step(tx, params, params)
+    after = optax.apply_updates(params, updates)
+    assert np.abs(exact(after, state) - (1 + np.asarray(u[0]))).max() <= 2.0**-8 * (1 + 2.0**-7)
+
+
+@low
+def test_an_update_of_any_size_moves_the_parameter_on_average(dtype):
+    """2,000 updates of 2⁻¹⁸ spacing, of which float32 would lose each."""
+    params = jnp.ones(2_000, dtype)
+    u = float(jnp.finfo(dtype).eps) * 2.0**-18
+    tx = diffopt.low_precision(increments(jnp.full((1, 2_000), u)))
+
+    def one(carry, _):
+        params, state = carry
+        updates, state = tx.update(params, state._replace(inner_state=jnp.array(0)), params)
+        return (optax.apply_updates(params, updates), state), None
+
+    (params, state), _ = jax.lax.scan(one, (params, tx.init(params)), length=2_000)
+    moved = (exact(params, state) - 1) / (2_000 * u)
+    unit = 2.0**4  # of the residual, in updates
+    assert abs(moved.mean() - 1) < 4.5 * np.sqrt(unit / 2_000 / 2_000)
+    assert np.float32(1) + np.float32(jnp.finfo("bfloat16").eps * 2.0**-18) == 1
+
+
+def test_the_visible_parameter_is_right_on_average():
+    params = jnp.ones(20_000, "bfloat16")
+    tx = diffopt.low_precision(increments(jnp.full((1, 20_000), 0.3 * 2.0**-7)))
+    updates, _ = step(tx, params, params)
+    after = np.asarray(optax.apply_updates(params, updates), np.float64)
+    assert set(np.unique(after)) == {1.0, 1 + 2.0**-7}
+    raised = (after > 1).mean()
+    assert abs(raised - 0.3) < 4.5 * np.sqrt(0.3 * 0.7 / 20_000)
+
+
+def test_a_parameter_that_was_never_moved_stays():
+    updates, state = step(diffopt.low_precision(optax.set_to_zero()))
+    chex.assert_trees_all_equal(updates, jax.tree.map(jnp.zeros_like, PARAMS))
+    chex.assert_trees_all_equal(state.residual, jax.tree.map(lambda p: 0 * p, state.residual))
+
+
+@pytest.mark.parametrize("tx", [optax.sgd(1e-4), optax.adam(1e-4)], ids=["sgd", "adam"])
+def test_it_trains_like_float32_where_bfloat16_stalls(tx):
+    """A quadratic with its minimum at 2, from 1: each step is below 1/70 of the spacing."""
+
+    @partial(jax.jit, static_argnums=1)
+    def train(params, wrap):
+        opt = diffopt.low_precision(tx) if wrap else tx
+
+        def one(carry, _):
+            params, state = carry
+            updates, state = opt.update(params - 2, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(one, (params, opt.init(params)), length=3_000)[0][0].mean()
+
+    start = jnp.ones(1_000)
+    reference = train(start, False)
+    assert abs(train(start.astype("bfloat16"), True) - reference) < 0.002
+    assert reference > 1.2 and train(start.astype("bfloat16"), False) == 1
+
+
+def test_the_wrapped_transformation_sees_float32_and_exact_parameters():
+    seen = []
+
+    def update_fn(grads, state, params):
+        seen.append((grads, params))
+        return jax.tree.map(lambda g: jnp.full_like(g, 2.0**-12), grads), state
+
+    tx = diffopt.low_precision(optax.GradientTransformation(lambda params: params, update_fn))
+    params = jnp.ones(3, "bfloat16")
+    state = tx.init(params)
+    assert state.inner_state.dtype == jnp.float32
+    for _ in range(2):
+        updates, state = tx.update(params, state, params)
+        params = optax.apply_updates(params, updates)
+    (grads, _), (_, second) = seen
+    assert grads.dtype == second.dtype == jnp.float32
+    np.testing.assert_array_equal(second, 1 + 2.0**-12)
+
+
+@inner
+def test_updates_have_the_dtypes_of_the_gradients_and_the_state_keeps_its_own(make):
+    tx = diffopt.low_precision(make())
+    state = tx.init(PARAMS)
+    for grads in (GRADS, jax.tree.map(lambda g: g.astype(jnp.float32), GRADS)):
+        updates, after = jax.jit(tx.update)(grads, state, PARAMS)
+        chex.assert_trees_all_equal_shapes_and_dtypes(updates, grads)
+        chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+        moved = optax.apply_updates(PARAMS, updates)
+        chex.assert_trees_all_equal_shapes_and_dtypes(moved, PARAMS)
+        assert all(jnp.isfinite(p).all() for p in jax.tree.leaves(moved))
+
+
+@inner
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+def test_wider_leaves_pass_unchanged(make, dtype):
+    wide = {"wide": jnp.ones((2, 3), dtype), "none": None}
+    tx = diffopt.low_precision(make())
+    updates, state = step(tx, wide, wide)
+    expected, _ = step(make(), wide, wide)
+    chex.assert_trees_all_equal(updates, expected)
+    assert isinstance(state.residual["wide"], optax.MaskedNode)
+    mixed = {**wide, "low": jnp.ones(3, "bfloat16")}
+    updates, state = step(tx, mixed, mixed)
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, mixed)
+    assert updates["none"] is None and state.residual["none"] is None
+
+
+def test_bfloat16_gradients_of_float32_parameters_pass_unchanged():
+    params, grads = jnp.ones(3), jnp.full(3, 0.3, "bfloat16")
+    expected, _ = step(optax.sgd(0.1), params, grads)
+    updates, _ = step(diffopt.low_precision(optax.sgd(0.1)), params, grads)
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, expected)
+    chex.assert_trees_all_equal(updates, expected)
+
+
+def test_float64_anywhere_else_does_no_harm():
+    with jax.enable_x64(True):
+        params = {"low": jnp.ones(3, "bfloat16"), "wide": jnp.ones(3, "float64")}
+        updates, _ = step(diffopt.low_precision(diffopt.sgld(0.01, 0.1)), params, params)
+        chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
+
+
+def test_missing_parameters_integers_and_bad_keys_are_refused():
+    tx = diffopt.low_precision(optax.sgd(0.1))
+    with pytest.raises(ValueError, match=r"low_precision needs the parameters: tx.update\(grads"):
+        tx.update(GRADS, tx.init(PARAMS))
+    with pytest.raises(TypeError, match=r"params\['n'\] has dtype int32"):
+        tx.init({"n": jnp.arange(3)})
+    with pytest.raises(TypeError, match="key must be"):
+        diffopt.low_precision(optax.sgd(0.1), key=1.5)
+
+
+def test_the_rounding_does_not_share_a_key_with_the_sampler():
+    tx = diffopt.low_precision(diffopt.sgld(0.01, 0.1, key=3), key=3)
+    params = jnp.ones(3, "bfloat16")
+    state = tx.init(params)
+    keys = []
+    for _ in range(3):
+        for key in (state.key, state.inner_state.key):
+            keys += [key, *jax.random.split(key)[1:]]
+        _, state = tx.update(params, state, params)
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == len(keys) == 12
+
+
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf, -jnp.inf])
+def test_what_is_not_finite_shows(value):
+    params = jnp.ones(2, "bfloat16")
+    grads = jnp.array([value, 1.0], "bfloat16")
+    updates, _ = step(diffopt.low_precision(optax.sgd(1.0)), params, grads)
+    after = optax.apply_updates(params, updates)
+    np.testing.assert_array_equal(after[0].astype("float32"), -value)
+    assert after[1] == 0
+
+
+def test_inject_hyperparams_inside():
+    tx = diffopt.low_precision(optax.inject_hyperparams(optax.sgd)(learning_rate=0.1))
+    state = tx.init(PARAMS)
+    assert state.inner_state.hyperparams["learning_rate"].dtype == jnp.float32
+    state.inner_state.hyperparams["learning_rate"] *= 0
+    updates, _ = jax.jit(tx.update)(GRADS, state, PARAMS)
+    chex.assert_trees_all_equal(updates, jax.tree.map(jnp.zeros_like, PARAMS))
+
+
+def test_tree_map_params_maps_residual_and_inner_state():
+    mixed = {**PARAMS, "wide": jnp.ones(2)}
+    tx = diffopt.low_precision(diffopt.sghmc(0.01, 0.1))
+    state = tx.init(mixed)
+    mapped = optax.tree.map_params(tx, lambda p: p + 1, state)
+    assert mapped.key == state.key and (mapped.residual["w"] == 1).all()
+    assert (mapped.inner_state.velocity["wide"] == 1).all()
+
+
+def test_extra_arguments_reach_the_wrapped_transformation():
+    wants_loss = optax.GradientTransformationExtraArgs(
+        lambda params: optax.EmptyState(),
+        lambda updates, state, params=None, *, loss: (optax.tree.scale(loss, updates), state),
+    )
+    tx = diffopt.low_precision(wants_loss)
+    params = jnp.zeros(2, "bfloat16")
+    updates, _ = tx.update(params + 1, tx.init(params), params, loss=2.0)
+    assert (updates == 2).all()
+
+
+def test_chains_and_temperatures():
+    params = jnp.zeros((4, 10_000), "bfloat16")
+    tx = diffopt.low_precision(diffopt.sghmc(1e-2, 0.5))
+    state = diffopt.split_keys(tx.init(params[0]), 4)
+    updates, state = jax.jit(jax.vmap(tx.update))(params, state, params)
+    assert len(np.unique(jax.random.key_data(state.key), axis=0)) == 4
+    assert (updates[0] != updates[1]).mean() > 0.9
+    one = jax.tree.map(lambda x: x[0], state)
+    assert diffopt.kinetic_temperature(one).overall > 0

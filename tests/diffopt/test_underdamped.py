@@ -1,0 +1,109 @@
+"""sghmc, baoab and sgnht: their steps and limits. Their contract is that of all samplers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import diffopt
+from tests.helpers import assert_close, path, run
+
+PARAMS = {"w": jnp.array([[0.5, -1.0], [2.0, 0.1]]), "b": jnp.array([0.3, -0.7])}
+
+
+def loss(params):
+    """Not convex: a sum of cosines in a shallow bowl, with every parameter coupled."""
+    x = jnp.concatenate([jnp.ravel(p) for p in jax.tree.leaves(params)])
+    return jnp.sum(jnp.cos(3 * x)) + 0.1 * jnp.sum(x**2) + jnp.prod(jnp.tanh(x))
+
+
+grad = jax.grad(loss)
+
+
+def ones(key, shape, dtype):
+    """A known increment, ξ = 1."""
+    return jnp.ones(shape, dtype)
+
+
+@pytest.mark.parametrize("make", [diffopt.sghmc, diffopt.sgnht])
+@pytest.mark.parametrize("m", [0.0, 0.5])
+def test_at_zero_temperature_it_is_sgd_with_momentum(make, m):
+    found = path(make(0.02, 0.0, momentum=m), PARAMS, grad, 100)
+    reference = path(optax.sgd(0.02, momentum=m), PARAMS, grad, 100)
+    assert_close(found, reference, rtol=2e-5, atol=2e-6)
+    assert np.abs(found["w"][-1] - PARAMS["w"]).max() > 0.1
+
+
+def test_sghmc_without_momentum_is_sgld():
+    found = path(diffopt.sghmc(0.02, 0.5, momentum=0.0, key=3), PARAMS, grad, 100)
+    reference = path(diffopt.sgld(0.02, 0.5, key=3), PARAMS, grad, 100)
+    assert_close(found, reference, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("friction", [0.0, 0.7])
+def test_at_zero_temperature_baoab_is_damped_leapfrog(friction):
+    h = 0.1
+    found = path(diffopt.baoab(h, 0.0, friction=friction), PARAMS, grad, 100)
+
+    @jax.jit
+    def leapfrog(theta, v):
+        kicked = jax.tree.map(lambda v, g: v - h * g, v, grad(theta))
+        v = jax.tree.map(lambda v: np.exp(-friction * h) * v, kicked)
+        return jax.tree.map(lambda p, a, b: p + h * (a + b) / 2, theta, kicked, v), v
+
+    theta, v = PARAMS, jax.tree.map(jnp.zeros_like, PARAMS)
+    for i in range(100):
+        theta, v = leapfrog(theta, v)
+        assert_close(jax.tree.map(lambda p: p[i], found), theta, rtol=1e-4, atol=1e-4)
+
+
+def test_leapfrog_keeps_the_energy():
+    """θ²/2 + v²/2, taken where both are known at one time, stays within O(h²) for 10,000 steps."""
+    h, theta = 0.1, jnp.array([1.0])
+    tx = diffopt.baoab(h, 0.0, friction=0.0)
+    theta, state, _ = run(tx, theta, lambda p: p, 10_000)
+    v = state.velocity - h / 2 * theta
+    assert abs(float((theta**2 + v**2)[0]) - 1) < h**2
+
+
+def test_the_steps_are_those_of_the_docstrings():
+    g, T, m = jnp.array([0.3, -2.0]), 0.7, 0.8
+    v0, theta = jnp.array([0.1, 0.2]), jnp.zeros(2)
+
+    def step(tx, **start):
+        updates, state = tx.update(g, tx.init(theta)._replace(velocity=v0, **start))
+        return np.asarray(updates), state
+
+    eta = 0.04
+    updates, state = step(diffopt.sghmc(eta, T, momentum=m, noise=ones))
+    v = m * v0 - eta * g + np.sqrt(2 * (1 - m) * eta * T)
+    np.testing.assert_allclose(updates, v, rtol=1e-6)
+    np.testing.assert_allclose(state.velocity, v, rtol=1e-6)
+    np.testing.assert_allclose(state.mass, (1 + m) / (2 * eta), rtol=1e-6)
+
+    h, gamma = 0.2, 1.5
+    updates, state = step(diffopt.baoab(h, T, friction=gamma, noise=ones))
+    kicked, c = v0 - h * g, np.exp(-gamma * h)
+    v = c * kicked + np.sqrt((1 - c**2) * T)
+    np.testing.assert_allclose(updates, h * kicked / 2 + h * v / 2, rtol=1e-6)
+    np.testing.assert_allclose(state.velocity, v, rtol=1e-6)
+    assert state.mass == 1
+
+    alpha = jnp.float32(0.4)
+    updates, state = step(diffopt.sgnht(eta, T, momentum=m, noise=ones), friction=alpha)
+    v = (1 - alpha) * v0 - eta * g + np.sqrt(2 * (1 - m) * eta * T)
+    kinetic = (2 - alpha) * (v @ v) / (2 * eta * 2)
+    np.testing.assert_allclose(updates, v, rtol=1e-6)
+    expected = 1 / max(1 / 0.4 - (kinetic / T - 1) / 2, 1)
+    np.testing.assert_allclose(state.friction, expected, rtol=1e-5)
+
+
+def test_the_thermostat_starts_at_one_minus_momentum_and_stops_at_one():
+    tx = diffopt.sgnht(0.1, 1e-6, momentum=0.8)
+    state = tx.init(jnp.zeros(4))
+    assert state.friction == jnp.float32(0.2)
+    _, state = tx.update(jnp.full(4, 100.0), state)
+    assert state.friction == 1
+    _, state, _ = run(tx, jnp.zeros(1000), lambda p: p, 500)
+    assert 0.1 < state.friction < 0.4

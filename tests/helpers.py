@@ -1,0 +1,182 @@
+"""What tests share: every sampler by name, a compiled run, like trees, eight devices."""
+
+import json
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import diffopt
+
+ROOT = Path(__file__).parents[1]
+LAST_COUNT = np.iinfo(np.int32).max
+
+
+class MidpointState(NamedTuple):
+    """State of `midpoint`: the increment of the step before."""
+
+    count: jax.Array
+    key: jax.Array
+    xi: Any
+
+
+def midpoint(step_size, temperature, *, key=0, noise="gaussian"):
+    """A user's own sampler: θ ← θ - ηg + √(2Tη) (ξ' + ξ)/2, ξ' the ξ of the step before.
+
+    Leimkuhler & Matthews 2013. On kθ²/2 its variance is T/k exactly.
+    """
+
+    def init(params, count, key):
+        return MidpointState(count, key, jax.tree.map(jnp.zeros_like, params))
+
+    def step(g, xi, state):
+        eta, T = (
+            jnp.maximum(x(state.count) if callable(x) else x, 0) for x in (step_size, temperature)
+        )
+        move = lambda g, a, b: -eta * g + jnp.sqrt(T * eta / 2) * (a + b)
+        return jax.tree.map(move, g, xi, state.xi), state._replace(xi=xi)
+
+    return diffopt.sampler(step, init, key=key, noise=noise)
+
+
+def langevin(step_size, temperature, *, key=0, noise="gaussian"):
+    """`diffopt.langevin` before the learning rate that it was told."""
+    return optax.chain(
+        diffopt.langevin(temperature, learning_rate=step_size, key=key, noise=noise),
+        optax.scale_by_learning_rate(step_size),
+    )
+
+
+def low_precision(step_size, temperature, *, key=0, noise="gaussian"):
+    """`diffopt.low_precision` around `sgld`, both with the same key."""
+    return diffopt.low_precision(
+        diffopt.sgld(step_size, temperature, key=key, noise=noise), key=key
+    )
+
+
+class Sampler(NamedTuple):
+    """A row of the registry; `make(step_size, temperature, *, key=0, noise="gaussian")`."""
+
+    make: Callable
+    cold: Callable | None  # the optimizer that it is at T = 0, from its step size
+    variance: Callable | None  # on θ²/2 at T = 1, from its step size
+    dtype: str = "float32"  # of the parameters it is for
+
+
+SAMPLERS = {
+    "langevin": Sampler(langevin, optax.sgd, lambda eta: 1 / (1 - eta / 2)),
+    "sgld": Sampler(diffopt.sgld, optax.sgd, lambda eta: 1 / (1 - eta / 2)),
+    "psgld": Sampler(
+        diffopt.psgld,
+        lambda eta: optax.rmsprop(eta, decay=0.99, eps=1e-5, eps_in_sqrt=False),
+        None,  # biased: see its law
+    ),
+    "sghmc": Sampler(
+        diffopt.sghmc, lambda eta: optax.sgd(eta, momentum=0.9), lambda eta: 1 / (1 - eta / 3.8)
+    ),
+    "baoab": Sampler(diffopt.baoab, None, lambda h: 1.0),
+    "sgnht": Sampler(diffopt.sgnht, lambda eta: optax.sgd(eta, momentum=0.9), lambda eta: 1.0),
+    "low_precision": Sampler(low_precision, optax.sgd, None, "bfloat16"),
+    "midpoint": Sampler(midpoint, optax.sgd, lambda eta: 1.0),
+}
+
+
+def run(tx, params, grad, steps, *, state=None, seed=None, keep=lambda params, state: None):
+    """The last parameters and state of compiled steps, and what was kept after each.
+
+    The gradient is `grad(params)`; where there is a seed, `grad(params, key)`.
+    """
+
+    @jax.jit
+    def simulate(params, state, keys):
+        def step(carry, key):
+            params, state = carry
+            grads = grad(params) if key is None else grad(params, key)
+            updates, state = tx.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+            return (params, state), keep(params, state)
+
+        (last, state), kept = jax.lax.scan(step, (params, state), keys, length=steps)
+        return last, state, kept
+
+    keys = None if seed is None else jax.random.split(jax.random.key(seed), steps)
+    return simulate(params, tx.init(params) if state is None else state, keys)
+
+
+def path(tx, params, grad, steps):
+    """All the parameters of a compiled run, with a leading axis of steps."""
+    return run(tx, params, grad, steps, keep=lambda params, state: params)[2]
+
+
+def is_key(leaf):
+    """Whether a leaf is a typed PRNG key."""
+    return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+
+
+def of_name(state, name):
+    """All that is called `name` in a state."""
+    return [value for _, value in optax.tree.get_all_with_path(state, name)]
+
+
+def plain(tree):
+    """A tree of NumPy arrays, a key as its words and 16 bits as 32."""
+
+    def leaf(x):
+        x = np.asarray(jax.random.key_data(x) if is_key(x) else x)
+        return np.float32(x) if x.dtype.itemsize == 2 and x.dtype.kind not in "iu" else x
+
+    return jax.tree.map(leaf, tree)
+
+
+def assert_equal(a, b):
+    """Two trees have the same structure, shapes and numbers (a NaN is itself)."""
+    a, b = plain(a), plain(b)
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y, strict=True), a, b)
+
+
+def assert_close(a, b, **tolerance):
+    """Two trees have the same structure and shapes, and numbers within a tolerance."""
+    a, b = plain(a), plain(b)
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+def assert_like(a, b):
+    """Two trees have the same structure, shapes and dtypes."""
+    like = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+    assert like(a) == like(b)
+
+
+def on_devices(module, devices=8):
+    """The tracebacks of the checks of `module` that fail in a process of virtual CPU devices.
+
+    The module is run as a program that calls `report`.
+    """
+    flags = {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+    }
+    command = [sys.executable, "-m", module]
+    done = subprocess.run(command, env=os.environ | flags, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def report(checks):
+    """Run the checks and print the tracebacks of those that fail."""
+    failures = {}
+    for name, check in checks.items():
+        try:
+            check()
+        except Exception:
+            failures[name] = traceback.format_exc()
+    json.dump(failures, sys.stdout)
