@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import diffopt
+from tests.helpers import run
 
 LR, T, N = 0.01, 1e-4, 100_000
 X = jax.random.normal(jax.random.key(0), (64, 5))
@@ -89,17 +90,8 @@ RECIPES = {
 }
 
 
-def train(tx, steps=400):
-    @jax.jit
-    def run(params):
-        def step(carry, _):
-            params, state = carry
-            updates, state = tx.update(jax.grad(loss)(params), state, params)
-            return (optax.apply_updates(params, updates), state), None
-
-        return jax.lax.scan(step, (params, tx.init(params)), length=steps)[0][0]
-
-    return run(PARAMS)
+def train(tx):
+    return run(tx, PARAMS, jax.grad(loss), 400)[0]
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -116,17 +108,7 @@ def test_a_recipe_trains_with_noise_and_without_it_is_the_optimizer(name):
 
 def stationary_variance(tx, curvature=0.0, steps=300):
     """Variance of N chains on a quadratic loss."""
-
-    @jax.jit
-    def run(theta):
-        def step(carry, _):
-            theta, state = carry
-            updates, state = tx.update(curvature * theta, state, theta)
-            return (optax.apply_updates(theta, updates), state), None
-
-        return jax.lax.scan(step, (theta, tx.init(theta)), length=steps)[0][0]
-
-    return float(run(jnp.zeros(N)).var())
+    return float(run(tx, jnp.zeros(N), lambda theta: curvature * theta, steps)[0].var())
 
 
 def assert_variance(measured, exact):

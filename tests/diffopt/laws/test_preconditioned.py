@@ -8,21 +8,13 @@ import pytest
 from scipy.integrate import quad
 
 import diffopt
+from tests import helpers
 
 N, T, K = 100_000, 0.7, 2.0  # chains; the loss is Kθ²/2
 
 
 def run(tx, theta, steps, curvature=K):
-    @jax.jit
-    def scan(theta):
-        def step(carry, _):
-            theta, state = carry
-            updates, state = tx.update(curvature * theta, state)
-            return (optax.apply_updates(theta, updates), state), None
-
-        return jax.lax.scan(step, (theta, tx.init(theta)), length=steps)[0][0]
-
-    return np.asarray(scan(theta), np.float64)
+    return np.asarray(helpers.run(tx, theta, lambda x: curvature * x, steps)[0], np.float64)
 
 
 def moments_of_the_step(eta, eps):

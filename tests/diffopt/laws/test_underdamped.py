@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from scipy.integrate import quad
 from scipy.linalg import solve_discrete_lyapunov
 from scipy.optimize import brentq
 
 import diffopt
+from tests import helpers
 
 N = 60_000  # independent chains: the elements of one leaf
 T = 0.7
@@ -17,17 +17,7 @@ T = 0.7
 
 def run(tx, grads, params, steps):
     """The last parameters and state; `grads(params, key)` may be noisy."""
-
-    @jax.jit
-    def scan(params, keys):
-        def step(carry, key):
-            params, state = carry
-            updates, state = tx.update(grads(params, key), state, params)
-            return (optax.apply_updates(params, updates), state), None
-
-        return jax.lax.scan(step, (params, tx.init(params)), keys)[0]
-
-    return scan(params, jax.random.split(jax.random.key(99), steps))
+    return helpers.run(tx, params, grads, steps, seed=99)[:2]
 
 
 def quadratic(curvature):
