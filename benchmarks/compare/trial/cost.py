@@ -1,8 +1,7 @@
 """What does noise cost? Steps with it and without it that take turns, in three networks.
 
-The claim is that the diffusion costs little: less than 10 % of the time of a step of SGD, whose time
-is granted that much more. The control is a network of dense layers at a small batch, where drawing
-the noise is most of the work.
+The claim is that the diffusion costs little: a step of SGD is granted 10 % more of its time. The
+control is a network of dense layers at a small batch, where drawing the noise is most of the work.
 """
 
 from collections.abc import Callable
@@ -28,7 +27,7 @@ RIVAL = f"sgd and {LITTLE:g} % more"
 
 
 class Work(NamedTuple):
-    """A loss of `(params, *batch)`, where it begins, a batch, and how many steps are timed at once."""
+    """A loss of `(params, *batch)`, its start, a batch, and how many steps are timed at once."""
 
     loss: Callable[..., jax.Array]
     params: Any

@@ -1,10 +1,12 @@
 """Small networks on digits, many seeds at a time: what several claims train.
 
-Each seed has its own split of the training set, wrong labels, initial weights, order of the data and
-noise; all methods share them. The validation split is as noisy as the training data, the test set
-is clean. One program a method does all: its hyperparameters are traced, the number of epochs too.
+Each seed has its own split of the training set, wrong labels, initial weights, order of the data
+and noise; all methods share them. The validation split is as noisy as the training data, the test
+set is clean. One program a method does all: its hyperparameters are traced, the number of epochs
+too.
 """
 
+import itertools
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -58,7 +60,7 @@ def with_wrong_labels(seeds: range, share: float) -> tuple[np.ndarray, np.ndarra
 def init_network(key: jax.Array, layers: tuple[int, ...] = LAYERS) -> list[dict[str, jax.Array]]:
     """He's initial weights of a network of dense layers."""
     keys = jax.random.split(key, len(layers) - 1)
-    shapes = zip(layers[:-1], layers[1:], strict=True)
+    shapes = itertools.pairwise(layers)
     return [
         {"kernel": jax.random.normal(k, shape) * (2 / shape[0]) ** 0.5, "bias": jnp.zeros(shape[1])}
         for k, shape in zip(keys, shapes, strict=True)
@@ -110,9 +112,10 @@ def train(
     """What networks predict after training, by each of `PREDICTORS`: `[seeds, examples, 10]`.
 
     The examples are those of the training set in the seed's order (train, then validation), then
-    the test set. The average is that of the predictions after every other epoch of the second half, or
-    after each cycle, or of the members of an ensemble that shares the epochs; mean weights are those
-    of the same epochs. `stopped early` is the epoch of the least NLL of the noisy validation labels.
+    the test set. The average is that of the predictions after every other epoch of the second half,
+    or after each cycle, or of the members of an ensemble that shares the epochs; mean weights are
+    those of the same epochs. `stopped early` is the epoch of the least NLL of the noisy validation
+    labels.
     """
     period = hp["epochs"] // jnp.maximum(hp["cycles"], hp["members"])
     second_half = lambda epoch: (2 * epoch >= hp["epochs"]) & (epoch % 2 == 1)
@@ -206,7 +209,7 @@ def validate(run: Run) -> dict[str, float]:
 
 
 def test(run: Run) -> Result:
-    """Test error and NLL of each seed by each predictor, and the share of wrong labels memorised."""
+    """Of each seed by each predictor test error, NLL and the share of wrong labels memorised."""
     found, labels, seconds = predictions(run)
     _, true, _, test_labels = load()
     orders, _ = with_wrong_labels(range(run.first_seed, run.first_seed + run.seeds), run.wrong)

@@ -3,7 +3,8 @@
 The ground state of a Sherrington-Kirkpatrick spin glass, whose spins are sin θ, and the minimum of
 Rastrigin's function. The diffusion is `baoab`, cooled to 0; its rivals start again from elsewhere,
 or hop from basin to basin. Whatever each has found is finished alike: a glass by flipping single
-spins as long as one lowers the energy. The control is a small glass, whose ground state all find.
+spins as long as one lowers the energy. The controls: a small glass, whose ground state all find;
+Rastrigin's function, whose minima are one kick from each other; a network on clean digits.
 """
 
 from collections.abc import Callable
@@ -26,8 +27,8 @@ class Landscape(NamedTuple):
     """A function to minimize over points `[instances, chains, dimensions]`.
 
     `energy(data, x)` is differentiated; `start(key, shape)` is where chains begin; `kick(key, x,
-    size)` is the jump of basin hopping, whose descents have step `step`; `finish(data, x)` gives the
-    energies `[instances, chains]` of points once they are finished.
+    size)` is the jump of basin hopping, whose descents have step `step`; `finish(data, x)` gives
+    the energies `[instances, chains]` of points once they are finished.
     """
 
     energy: Callable[[Any, jax.Array], jax.Array]
@@ -46,8 +47,7 @@ def couplings(key: jax.Array, instances: int, spins: int) -> jax.Array:
 def glass_energy(J: jax.Array, theta: jax.Array) -> jax.Array:
     """The energy -sᵀJs/2 of spins s = sin θ.
 
-    Its gradient is that of -sᵀh with the field h = Js held fixed, twice as much, halved: one product
-    with J instead of two.
+    Its gradient is that of -sᵀh with the field h = Js held fixed: one product with J, not two.
     """
     s = jnp.sin(theta)
     h = jax.lax.stop_gradient(s @ J)
@@ -144,9 +144,7 @@ def search(
     if method != HOPPING:
         x = descend(METHODS[method](hp, length, noise_key), landscape, data, x, length)
         return landscape.finish(data, x).min(1)
-    fall = partial(
-        descend, optax.sgd(landscape.step, momentum=0.9), landscape, data, steps=length
-    )
+    fall = partial(descend, optax.sgd(landscape.step, momentum=0.9), landscape, data, steps=length)
 
     def hop(i: jax.Array, best: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         x, energy = best
@@ -161,7 +159,7 @@ def search(
 
 
 class Place(NamedTuple):
-    """A setting: a landscape, its size, the gradients for each instance, and whose settings it has."""
+    """A setting: a landscape, its size, gradients for each instance, whose settings it has."""
 
     setting: str
     name: str

@@ -1,13 +1,15 @@
 """Does noise keep a network from fitting wrong labels? Digits with labels replaced at random.
 
 No clean validation set says when to stop. The diffusion is `sghmc`, averaged, or cooled to one
-network; its rivals are momentum and AdamW, averaged, stopped early, with mean weights, with snapshots,
-and an ensemble at equal cost, each tuned by as many trials on noisy validation labels; and both as
-they come, untuned. The control is clean labels.
+network; its rivals are momentum and AdamW, averaged, stopped early, with mean weights, with
+snapshots, and an ensemble at equal cost, each tuned by as many trials on noisy validation labels;
+and both as they come, untuned. The control is clean labels.
 """
 
+from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from . import digits, tuned
 from .cells import Keep, Record, Settings, grid
@@ -23,7 +25,7 @@ class Method(NamedTuple):
 
     optimizer: str
     predictor: str
-    options: Settings = {}
+    options: Mapping[str, Any] = MappingProxyType({})
 
 
 DIFFUSION, COOLED = "sghmc", "sghmc, cooled"
@@ -68,14 +70,20 @@ METRICS = {"error": "test error, %", "NLL": "test NLL, nats", "memorised": "memo
 
 
 def compared(
-    claim: str, setting: str, metric: str, methods: dict[str, Method], settings: dict[str, Settings],
-    wrong: float, size: Size, keep: Keep,
-) -> list[Entry]:  # fmt: skip
+    claim: str,
+    setting: str,
+    metric: str,
+    methods: dict[str, Method],
+    settings: dict[str, Settings],
+    wrong: float,
+    size: Size,
+    keep: Keep,
+) -> list[Entry]:
     """The entries of one setting: the first of the methods against the others."""
     found = {}
     for name in [name for name in methods if name in settings]:
         optimizer, predictor, options = methods[name]
-        hp = {"epochs": size.epochs} | settings[name] | options
+        hp = {"epochs": size.epochs} | settings[name] | dict(options)
         result = digits.tested(keep, Run(optimizer, hp, wrong, 0, size.seeds))
         found[name] = (name, result["values"][f"{metric}, {predictor}"], result["seconds"])
     diffusion, *rivals = found.values()
@@ -114,15 +122,15 @@ def tune(record: Record) -> None:
     """Twelve trials of each method at 40 % wrong labels, and of the averages at 0 %."""
     epochs = digits.SIZES["default"].epochs
     few = (DIFFUSION, "momentum", "adamw", COOLED, "momentum, last", "adamw, last")
-    for share, wrong, methods in (("40 %", 0.4, METHODS), ("0 %", 0.0, {name: METHODS[name] for name in few})):
+    clean = {name: METHODS[name] for name in few}
+    for share, wrong, methods in (("40 %", 0.4, METHODS), ("0 %", 0.0, clean)):
         scores: dict[str, list[dict[str, float]]] = {}
         for name, (optimizer, predictor, options) in methods.items():
             points = GRIDS[optimizer]
             shared = f"{optimizer} {options}"  # the predictors of one run share their trials
             if shared not in scores:
-                scores[shared] = [
-                    digits.validate(Run(optimizer, {"epochs": epochs} | hp | options, wrong, 1000, 8))
-                    for hp in points
-                ]
+                fixed = {"epochs": epochs, **options}
+                runs = [Run(optimizer, hp | fixed, wrong, 1000, 8) for hp in points]
+                scores[shared] = [digits.validate(run) for run in runs]
             values = [score[predictor] for score in scores[shared]]
             record(share, name, list(zip(points, values, strict=True)))

@@ -1,10 +1,10 @@
 """Does noise keep a network able to learn? A stream that never ends.
 
-Every task shows digits once under a new permutation of their pixels, and what counts is how many are
-classified right before they are learned from, late in the stream. The diffusion is `sgld` after
-weight decay, also with layer norm; its rivals are SGD, momentum, Adam, AdamW, SGD with weight decay,
-with decay towards the initial weights, and with layer norm, each tuned. Decay and noise come
-apart: each is also there alone. The control is a stream without change.
+Every task shows digits once under a new permutation of their pixels, and what counts is how many
+are classified right before they are learned from, late in the stream. The diffusion is `sgld` after
+weight decay; its rivals are SGD, momentum, Adam, AdamW, SGD with weight decay, with decay towards
+the initial weights, and with layer norm, each tuned. Decay and noise come apart: each is also there
+alone. The control is a stream without change.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from .statistics import Entry, entry
 LAYERS = (64, 100, 100, 10)
 BATCH = 32
 STEPS = 1437 // BATCH  # a task
-SCORED_BY = "mean online error of the last quarter of 40 tasks, 6 seeds"
+SCORED_BY = "mean online error of the last quarter of 30 tasks, 4 seeds"
 CONTROLS = ("one task for ever",)
 DEFAULTS = {"momentum": 0.0, "weight_decay": 0.0, "to_start": 0.0, "temperature": 0.0}
 METRICS = {
@@ -41,7 +41,7 @@ class Method(NamedTuple):
     layer_norm: bool = False
 
 
-DIFFUSION, NORMED = "sgld with decay", "sgld with decay, layer norm"
+DIFFUSION = "sgld with decay"
 NOISE = "sgld without decay"
 WITHOUT_DECAY = {
     NOISE: Method("sgld"),
@@ -58,24 +58,19 @@ RIVALS = {
     "sgd with decay to the start": Method("sgd"),
     "sgd with decay, layer norm": Method("sgd", True),
 }
-METHODS = {DIFFUSION: Method("sgld"), NORMED: Method("sgld", True), **WITHOUT_DECAY, **RIVALS}
+METHODS = {DIFFUSION: Method("sgld"), **WITHOUT_DECAY, **RIVALS}
 
-rates = [0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7]
-decays = {"learning_rate": [0.03, 0.1, 0.3], "weight_decay": [3e-4, 1e-3, 3e-3, 1e-2]}
-noises = grid(learning_rate=[0.1, 0.3], weight_decay=[1e-3, 3e-3], temperature=[1e-5, 3e-5, 1e-4])
+decays = grid(learning_rate=[0.1, 0.3], weight_decay=[1e-3, 3e-3, 1e-2])
 GRIDS = {
-    DIFFUSION: noises,
-    NORMED: noises,
-    NOISE: grid(learning_rate=[0.03, 0.1, 0.3], temperature=[3e-6, 1e-5, 3e-5, 1e-4]),
-    "sgd": grid(learning_rate=rates),
-    "momentum": grid(learning_rate=[0.003, 0.01, 0.03, 0.05, 0.1, 0.2], momentum=[0.9, 0.95]),
-    "adam": grid(learning_rate=[rate / 50 for rate in rates]),
-    "adamw": grid(learning_rate=[0.001, 0.003, 0.01], weight_decay=[0.03, 0.1, 0.3, 1.0]),
-    "sgd with decay": grid(**decays),
-    "sgd with decay to the start": grid(
-        learning_rate=[0.03, 0.1, 0.3], weight_decay=[3e-4, 1e-3, 3e-3, 1e-2], to_start=[1.0]
-    ),
-    "sgd with decay, layer norm": grid(**decays),
+    DIFFUSION: grid(learning_rate=[0.1], weight_decay=[1e-3, 3e-3], temperature=[1e-5, 3e-5, 1e-4]),
+    NOISE: grid(learning_rate=[0.1, 0.3], temperature=[3e-6, 1e-5, 3e-5]),
+    "sgd": grid(learning_rate=[0.02, 0.05, 0.1, 0.2, 0.3, 0.5]),
+    "momentum": grid(learning_rate=[0.003, 0.01, 0.02, 0.03, 0.05, 0.1], momentum=[0.9]),
+    "adam": grid(learning_rate=[3e-4, 1e-3, 2e-3, 4e-3, 7e-3, 1e-2]),
+    "adamw": grid(learning_rate=[0.001, 0.003], weight_decay=[0.1, 0.3, 1.0]),
+    "sgd with decay": decays,
+    "sgd with decay to the start": [point | {"to_start": 1.0} for point in decays],
+    "sgd with decay, layer norm": decays,
 }
 
 
@@ -220,7 +215,6 @@ def run(size: str, keep: Keep) -> list[Entry]:
     entries = [
         *against(f"{tasks}: late", "late", DIFFUSION, RIVALS, True),
         *against(f"{tasks}: late less early", "change", DIFFUSION, RIVALS, True),
-        *against(f"{tasks}, layer norm: late", "late", NORMED, RIVALS, True),
         *against(f"{tasks}, noise without decay: late", "late", NOISE, alone, True),
     ]
     few = {name: RIVALS[name] for name in ("sgd", "sgd with decay", "adam")}
@@ -228,8 +222,8 @@ def run(size: str, keep: Keep) -> list[Entry]:
 
 
 def tune(record: Record) -> None:
-    """Twelve trials of each method, on streams that the trial does not have."""
-    amount: dict[str, Any] = {"changes": True, "tasks": 40, "first_seed": 1000, "seeds": 6}
+    """Six trials of each method, on short streams that the trial does not have."""
+    amount: dict[str, Any] = {"changes": True, "tasks": 30, "first_seed": 1000, "seeds": 4}
     for name, method in METHODS.items():
         late = [follow(method, hp, **amount)["values"]["late"] for hp in GRIDS[name]]
         scores = [100 - float(np.mean(values)) for values in late]

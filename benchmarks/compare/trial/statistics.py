@@ -1,4 +1,4 @@
-"""What a trial says: paired differences, their intervals and p-values, and the verdict of each setting.
+"""What a trial says: paired differences, their intervals and p-values, and verdicts.
 
 The diffusion and a rival have one value for each pair: an instance, a seed, or two runs that follow
 each other. Pairs share their data, their start and the order of their examples.
@@ -88,8 +88,10 @@ def gain(entry: Entry) -> float:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's p-values of several tests: the k-th smallest of n times n - k + 1, and no smaller than
-    those before it.
+    """Holm's p-values of n tests: the k-th smallest times n - k + 1, no smaller than those before.
+
+    Holm 1979, `A simple sequentially rejective multiple test procedure
+    <https://www.jstor.org/stable/4615733>`_.
     """
     order = np.argsort(ps)
     scaled = np.asarray(ps, float)[order] * np.arange(len(ps), 0, -1)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,48 +19,52 @@ CLAIMS: dict[str, ModuleType] = {
     "tuning": tuning,
     "cost": cost,
 }
+CONTROLS: dict[str, Sequence[str]] = {name: claim.CONTROLS for name, claim in CLAIMS.items()}
 
 
 def run(
-    claims: Sequence[str], size: str, folder: Path | None, done: Callable[[str], None]
-) -> list[Entry]:
-    """The entries of the claims. With a folder, finished cells are kept in it and not run again."""
-    keep = keeper(folder)
-    entries: list[Entry] = []
+    claims: Sequence[str], size: str, out: Path, done: Callable[[str], None]
+) -> Iterator[list[Entry]]:
+    """The entries of each claim in turn; the map of `tuning` is drawn into the folder `out`.
+
+    In full, finished cells are kept in `out` and not run again.
+    """
+    keep = keeper(out / "trial" if size == "full" else None)
     for claim in claims:
         done(claim)
-        entries += judge(CLAIMS[claim].run(size, keep))
-    return entries
+        yield judge(CLAIMS[claim].run(size, keep))
+        if claim == "tuning":
+            longest, _ = tuning.maps(tuning.SIZES[size][-1], keep)
+            tuning.plot_maps(longest, out / "tuning.png")
 
 
 def tune(claims: Sequence[str], done: Callable[[str], None]) -> None:
-    """Find the settings of the claims, on seeds and instances that the trial does not have.
+    """Find the settings of the claims, on seeds and instances that the trial does not have."""
+    for claim in (claim for claim in claims if hasattr(CLAIMS[claim], "tune")):
+        tuned.store(claim, found(CLAIMS[claim], done))
 
-    Of each method that with the least score is chosen; the file has the score of every trial.
-    """
-    for claim in claims:
-        if not hasattr(CLAIMS[claim], "tune"):
-            continue
-        start = time.perf_counter()
-        chosen: list[dict[str, Any]] = []
-        trials: list[dict[str, Any]] = []
 
-        def record(setting: str, method: str, scores: list[tuple[Settings, float]]) -> None:
-            best, least = min(scores, key=lambda s: s[1] if math.isfinite(s[1]) else math.inf)
-            where = {"setting": setting, "method": method}
-            chosen.append(where | {"settings": best, "score": least})
-            trials.extend(
-                where | {"settings": hp, "score": score if math.isfinite(score) else None}
-                for hp, score in scores
-            )
-            done(f"{claim}: {setting}, {method}: {least:.4g} with {best}")
+def found(claim: ModuleType, done: Callable[[str], None]) -> dict[str, Any]:
+    """Every trial of a claim with its score, and each method's settings of the least."""
+    chosen: list[dict[str, Any]] = []
+    trials: list[dict[str, Any]] = []
 
-        CLAIMS[claim].tune(record)
-        found = {
-            "scored_by": CLAIMS[claim].SCORED_BY,
-            "machine": machine.line(machine.describe()),
-            "seconds": round(time.perf_counter() - start),
-            "chosen": chosen,
-            "trials": trials,
-        }
-        tuned.store(claim, found)
+    def record(setting: str, method: str, scores: list[tuple[Settings, float]]) -> None:
+        best, least = min(scores, key=lambda s: s[1] if math.isfinite(s[1]) else math.inf)
+        where = {"setting": setting, "method": method}
+        chosen.append(where | {"settings": best, "score": least})
+        trials.extend(
+            where | {"settings": hp, "score": score if math.isfinite(score) else None}
+            for hp, score in scores
+        )
+        done(f"{setting}, {method}: {least:.4g} with {best}")
+
+    start = time.perf_counter()
+    claim.tune(record)
+    return {
+        "scored_by": claim.SCORED_BY,
+        "machine": machine.line(machine.describe()),
+        "seconds": round(time.perf_counter() - start),
+        "chosen": chosen,
+        "trials": trials,
+    }

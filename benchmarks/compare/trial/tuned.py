@@ -1,4 +1,4 @@
-"""The settings of the trial, in `settings.json`: frozen before it, with the record of every trial."""
+"""The settings of the trial in `settings.json`: frozen before it, with all that was tried."""
 
 import json
 from pathlib import Path

@@ -2,15 +2,18 @@
 
 Digits with 40 % wrong labels, at every point of a grid of two decades each. The share of the grid
 within 2 points of the accuracy of the best of all optimizers, and within 5 % of its NLL. The
-temperature is 1/N at every point, fixed beforehand. SGHMC has momentum's grid, around the point that
-was tuned for momentum; AdamW has its own. The control is the tuned point with clean labels.
+temperature is 1/N at every point, fixed beforehand. SGHMC has momentum's grid, around the point
+that was tuned for momentum; AdamW has its own. The control is the tuned point with clean labels.
 """
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ...lib import plots
+from ...lib.plots import plt
 from . import digits, overfits, tuned
 from .cells import Keep
 from .digits import TRAIN, Run, Size
@@ -97,3 +100,23 @@ def run(size: str, keep: Keep) -> list[Entry]:
             best, 0.0, each, keep,
         )  # fmt: skip
     return entries
+
+
+def plot_maps(values: dict[str, Any], path: Path) -> None:
+    """Mean test error of the average over the grid of each method, side by side."""
+    fig, axes = plt.subplots(1, len(values), figsize=(12, 3.9), layout="constrained")
+    errors = {method: of["error, average"].mean(1).reshape(3, 3) for method, of in values.items()}
+    least = min(float(each.min()) for each in errors.values())
+    for ax, (method, grid) in zip(axes, errors.items(), strict=True):
+        ax.imshow(grid, cmap="RdYlGn_r", vmin=least, vmax=least + 20, origin="lower")
+        for (i, j), error in np.ndenumerate(grid):
+            weight = "bold" if error <= least + 2 else "normal"
+            ax.text(j, i, f"{error:.1f}", ha="center", va="center", fontweight=weight)
+        steps, decays = (
+            list(dict.fromkeys(f"{point[name]:.2g}" for point in points(method)))
+            for name in ("learning_rate", "weight_decay")
+        )
+        ax.set_xticks(range(3), decays)
+        ax.set_yticks(range(3), steps)
+        ax.set(title=method, xlabel="weight decay", ylabel="step size")
+    plots.save(fig, path)
