@@ -89,7 +89,7 @@ def test_a_setting_holds_only_if_every_rival_is_beaten(differences, verdict):
 
 
 def test_verdicts_are_corrected_for_the_number_of_settings():
-    weak = entry(-0.0735)
+    weak = entry(-0.095)
     assert 0.005 < weak["p"] < 0.01
     assert statistics.judge([weak])[0]["verdict"] == "holds"
     both = statistics.judge([weak, entry(0.0, "elsewhere")])
@@ -140,7 +140,7 @@ def test_each_method_descends_on_rastrigin(method):
 def test_labels_are_wrong_as_often_as_asked():
     _, true, _, _ = digits.load()
     orders, labels = digits.with_wrong_labels(range(20), 0.4)
-    assert digits.TRAIN + digits.VALIDATION == len(true)
+    assert len(true) == digits.TRAIN + digits.VALIDATION
     wrong = (labels != true[orders]).mean()
     expected, examples = 0.4 * 0.9, labels.size
     assert abs(wrong - expected) < 4.5 * np.sqrt(expected * (1 - expected) / examples)
@@ -194,7 +194,7 @@ def test_the_cost_is_that_of_the_noise_over_sgd(monkeypatch):
     assert [each["difference"] for each in found] == pytest.approx([40.0, -5.0])
 
 
-@pytest.mark.parametrize("name", cost.WORKS)
+@pytest.mark.parametrize("name", ["a transformer block", *cost.CONTROLS])
 def test_each_network_of_the_cost_can_be_stepped(name):
     work = cost.WORKS[name]()
     loss, grads = jax.eval_shape(jax.value_and_grad(work.loss), work.params, *work.batch)
