@@ -170,4 +170,4 @@ def show(console: Console, metrics: dict[str, Any]) -> None:
     color = {"holds": "green", "fails": "red", "open": "yellow"}
     for title, verdict, text in panel.lines(verdicts(metrics)):
         says = f"[b]{title.capitalize()}:[/b] [{color[verdict]}]{verdict}[/] " if title else "  "
-        console.print(f"{says}{escape(text)}", highlight=False)
+        console.print(f"{says}{escape(text)}", highlight=False, soft_wrap=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.ticker import FormatStrFormatter
 
 from ...lib import plots
 from ...lib.plots import plt
@@ -96,8 +97,8 @@ def plot_verdicts(summaries: Sequence[Summary], path: Path) -> None:
     row, ticks, labels = 0.0, [], []
     for claim, verdict, settings in summaries:
         ax.text(
-            0.0, row, f"{TITLES[claim]}: {verdict}", transform=ax.get_yaxis_transform(),
-            fontsize=13, fontweight="bold", color=COLORS[verdict], va="center",
+            -0.02, row, f"{TITLES[claim]}: {verdict}", transform=ax.get_yaxis_transform(),
+            fontsize=13, fontweight="bold", color=COLORS[verdict], ha="right", va="center",
         )  # fmt: skip
         for setting in settings:
             row += 1
@@ -122,5 +123,6 @@ def plot_verdicts(summaries: Sequence[Summary], path: Path) -> None:
         xlabel="gain of the diffusion on its strongest rival, % of the rival (right is better)",
     )
     ax.set_xscale("symlog", linthresh=1)
+    ax.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     ax.grid(axis="x", **plots.GRID)
     plots.save(fig, path)
