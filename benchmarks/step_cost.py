@@ -48,6 +48,7 @@ def contestants(shapes: Any) -> dict[str, Start]:
         "blackjax.sgld": lambda: blackjax_run(filled(shapes, 0.0), grads),
         "posteriors.sgld": lambda: posteriors_run(shapes),
         "diffopt.sgld gaussian": optax_row(lambda: diffopt.sgld(lr, T)),
+        "diffopt.sgld gaussian16": optax_row(lambda: diffopt.sgld(lr, T, noise="gaussian16")),
         "diffopt.sgld rademacher": optax_row(lambda: diffopt.sgld(lr, T, noise="rademacher")),
         "chain(langevin, sgd)": optax_row(chain),
     }

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from .keys import derive_key
+from .trees import array_dtype
 
 
 def split_keys(opt_state: Any, num_chains: int) -> Any:
@@ -31,6 +32,7 @@ def split_keys(opt_state: Any, num_chains: int) -> Any:
 
     Raises:
       ValueError: `num_chains` is less than 1.
+      TypeError: a leaf is no array.
 
     Example:
       >>> import diffopt, jax, jax.numpy as jnp, optax
@@ -44,21 +46,25 @@ def split_keys(opt_state: Any, num_chains: int) -> Any:
     if num_chains < 1:
         raise ValueError(f"num_chains must be at least 1, got {num_chains}")
 
-    leaves, treedef = jax.tree.flatten(opt_state)
-    chains = [
-        _chain_keys(leaf, position, num_chains)
-        if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
-        else jnp.broadcast_to(leaf, (num_chains, *jnp.shape(leaf)))
-        for position, leaf in enumerate(leaves)
-    ]
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(opt_state)
+    chains = []
+    for position, (path, leaf) in enumerate(leaves):
+        dtype = array_dtype(leaf)
+        if dtype is None:
+            where = jax.tree_util.keystr(path)
+            raise TypeError(f"opt_state must be of arrays, but opt_state{where} is {leaf!r}")
+        if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+            chains.append(_chain_keys(leaf, position, num_chains))
+        else:
+            chains.append(jnp.broadcast_to(leaf, (num_chains, *jnp.shape(leaf))))
     return jax.tree.unflatten(treedef, chains)
 
 
 def _chain_keys(keys: jax.Array, position: int, num_chains: int) -> jax.Array:
     """`[num_chains, *keys.shape]` keys."""
 
-    def of_one(key: jax.Array) -> jax.Array:
-        key = jax.random.fold_in(derive_key(key, "chain"), position)
-        return jax.random.split(key, num_chains)
-
-    return jax.vmap(of_one, out_axes=1)(keys.reshape(-1)).reshape(num_chains, *keys.shape)
+    derive = lambda key: jax.random.fold_in(derive_key(key, "chain"), position)
+    flat = jax.vmap(derive)(keys.reshape(-1))
+    # No transpose of the keys, which `jax.debug_key_reuse` would take for a second use.
+    of_chain = lambda chain: jax.vmap(lambda key: jax.random.fold_in(key, chain))(flat)
+    return jax.vmap(of_chain)(jnp.arange(num_chains)).reshape(num_chains, *keys.shape)

@@ -63,12 +63,17 @@ def threefry(key: jax.Array, counter: jax.Array) -> tuple[jax.Array, jax.Array]:
     return x0, x1
 
 
+def counter(shape: tuple[int, ...]) -> jax.Array:
+    """The index of each element of an array of `shape` in the order of memory, as uint32."""
+    index = jnp.zeros(shape, jnp.uint32)
+    for axis, size in enumerate(shape):
+        index = index * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    return index
+
+
 def fused_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """`jax.random.bits(key, shape)`, written so that it fuses on a CPU."""
-    counter = jnp.zeros(shape, jnp.uint32)
-    for axis, size in enumerate(shape):
-        counter = counter * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-    x0, x1 = threefry(key, counter)
+    x0, x1 = threefry(key, counter(shape))
     return x0 ^ x1
 
 
@@ -80,11 +85,16 @@ def fused_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return np.float32(np.sqrt(2)) * jax.lax.erf_inv(unit * (1 - low) + low)
 
 
+def is_constant(shape: tuple[Any, ...]) -> bool:
+    """Whether `shape` is of numbers alone, with no symbolic dimension, as of `jax.export`."""
+    return all(isinstance(size, int) for size in shape)
+
+
 def on_cpu(
     fused: Callable[[jax.Array], jax.Array],
     plain: Callable[[jax.Array], jax.Array],
     key: jax.Array,
-    size: int,
+    shape: tuple[int, ...],
 ) -> jax.Array:
     """`fused(key)` on a CPU, where JAX computes its numbers so too; elsewhere `plain(key)`.
 
@@ -93,31 +103,38 @@ def on_cpu(
     """
     impl = str(jax.random.key_impl(key))
     partitionable = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
-    if impl != "threefry2x32" or not partitionable or size >= 2**32:
+    if impl != "threefry2x32" or not partitionable:
+        return plain(key)
+    if not is_constant(shape) or math.prod(shape) >= 2**32:
         return plain(key)
     return jax.lax.platform_dependent(key, cpu=fused, default=plain)
 
 
-def in_memory(draw: NoiseFunction, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """`draw(key, shape, dtype)`, on a CPU computed once into memory, not again at every use.
+def in_memory(draw: Callable[..., Any], key: jax.Array, *args: Any) -> Any:
+    """`draw(key, *args)`, arrays, on a CPU computed once into memory, not again at every use.
 
     XLA fuses nothing into or out of a conditional whose condition it cannot know. The branch not
     taken depends on the key too: `jax.shard_map` wants both to vary over the same devices.
     """
 
-    def conditional(key: jax.Array) -> jax.Array:
-        true = jax.lax.optimization_barrier(jnp.array(True))
-        never = lambda key: jnp.full(shape, jax.random.key_data(key)[0], dtype)
-        return jax.lax.cond(true, lambda key: draw(key, shape, dtype), never, key)
+    plain = lambda key: draw(key, *args)
 
-    plain = lambda key: draw(key, shape, dtype)
+    def conditional(key: jax.Array) -> Any:
+        true = jax.lax.optimization_barrier(jnp.array(True))
+
+        def never(key: jax.Array) -> Any:
+            filled = lambda out: jnp.full(out.shape, jax.random.key_data(key)[0], out.dtype)
+            return jax.tree.map(filled, jax.eval_shape(plain, key))
+
+        return jax.lax.cond(true, plain, never, key)
+
     return jax.lax.platform_dependent(key, cpu=conditional, default=plain)
 
 
 def random_bits(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """`jax.random.bits(key, shape, dtype)` of 32-bit words, fused on a CPU."""
     plain = partial(jax.random.bits, shape=shape, dtype=dtype)
-    return on_cpu(partial(fused_bits, shape=shape), plain, key, math.prod(shape))
+    return on_cpu(partial(fused_bits, shape=shape), plain, key, shape)
 
 
 def random_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -128,8 +145,7 @@ def random_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Arr
 
     def fused(key: jax.Array) -> jax.Array:
         if shape and shape[-1] < 64 and shape[-1] % 8:  # no whole vectors in a row: a scalar loop
-            flat = lambda key, shape, dtype: fused_normal(key, shape)
-            return in_memory(flat, key, (math.prod(shape),), dtype).reshape(shape)
+            return in_memory(fused_normal, key, (math.prod(shape),)).reshape(shape)
         return fused_normal(key, shape)
 
-    return on_cpu(fused, plain, key, math.prod(shape)) if dtype == jnp.float32 else plain(key)
+    return on_cpu(fused, plain, key, shape) if dtype == jnp.float32 else plain(key)

@@ -1,28 +1,19 @@
 """Cyclical schedules: step sizes that explore and settle in turn, and when to sample."""
 
 import math
-import operator
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from .scalars import check_number
+from .scalars import as_float, check_int, check_number
 
 Schedule = Callable[[Any], jax.Array]
 
 
-def _length(cycle_length: Any) -> int:
-    try:
-        length = operator.index(cycle_length)
-    except TypeError:
-        length = None
-    if length is None or isinstance(cycle_length, bool):
-        raise TypeError(f"cycle_length must be an int, got {cycle_length!r}")
-    if length < 1:
-        raise ValueError(f"cycle_length must be ≥ 1, got {cycle_length!r}")
-    return length
+def _phase(count: Any, length: int) -> jax.Array:
+    return as_float(jnp.asarray(count) % length) / length
 
 
 def cyclical_schedule(peak: float | jax.Array, cycle_length: int) -> Schedule:
@@ -62,8 +53,8 @@ def cyclical_schedule(peak: float | jax.Array, cycle_length: int) -> Schedule:
       <https://arxiv.org/abs/1902.03932>`_, ICLR 2020.
     """
     check_number("peak", peak, positive=True)
-    length = _length(cycle_length)
-    return lambda count: peak / 2 * (jnp.cos(jnp.pi * (count % length) / length) + 1)
+    length = check_int("cycle_length", cycle_length, least=1)
+    return lambda count: as_float(peak) / 2 * (jnp.cos(jnp.pi * _phase(count, length)) + 1)
 
 
 def sampling_stage(cycle_length: int, explore: float) -> Schedule:
@@ -95,7 +86,7 @@ def sampling_stage(cycle_length: int, explore: float) -> Schedule:
       Zhang et al., `Cyclical Stochastic Gradient MCMC for Bayesian Deep Learning
       <https://arxiv.org/abs/1902.03932>`_, ICLR 2020.
     """
-    length = _length(cycle_length)
+    length = check_int("cycle_length", cycle_length, least=1)
     check_number("explore", explore, below=1)
     first = math.ceil(round(explore * length, 6))
     if first == length:

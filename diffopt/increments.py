@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .cpu_random import NoiseFunction, in_memory, random_bits, random_normal
+from .cpu_random import NoiseFunction, in_memory, is_constant, random_bits, random_normal
+from .gaussian16 import gaussian16
 from .trees import by_shards, check_inexact
 
 Noise = str | NoiseFunction
@@ -36,6 +37,8 @@ def rademacher(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """
     if not shape:
         return rademacher(key, (1,), dtype)[0]
+    if not is_constant(shape):
+        return jnp.where(random_bits(key, shape, jnp.uint32) & 1, 1, -1).astype(dtype)
     axis = min(range(len(shape)), key=lambda axis: -(-shape[axis] // 32) / max(shape[axis], 1))
     size = shape[axis]
     words_shape = (*shape[:axis], -(-size // 32), *shape[axis + 1 :])
@@ -46,7 +49,11 @@ def rademacher(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     return jnp.where(bits & 1, 1, -1).astype(dtype)
 
 
-NOISES: dict[str, NoiseFunction] = {"gaussian": gaussian, "rademacher": rademacher}
+NOISES: dict[str, NoiseFunction] = {
+    "gaussian": gaussian,
+    "gaussian16": gaussian16,
+    "rademacher": rademacher,
+}
 
 
 def get_noise(noise: Noise) -> NoiseFunction:
@@ -76,7 +83,7 @@ def increments(key: jax.Array, tree: Any, noise: Noise) -> Any:
     Args:
       key: a typed PRNG key, used for this increment only.
       tree: a tree of arrays of floating or complex dtype.
-      noise: `"gaussian"`, `"rademacher"`, or a function `(key, shape, dtype) -> array`, which is
+      noise: a name in `NOISES`, or a function `(key, shape, dtype) -> array`, which is
         called once for each leaf, or once with shape (2, ...) for a complex one.
 
     Raises:
@@ -85,7 +92,7 @@ def increments(key: jax.Array, tree: Any, noise: Noise) -> Any:
     check_inexact(tree)
     noise_function = get_noise(noise)
     leaves, treedef = jax.tree.flatten(tree)
-    dtypes = [jnp.promote_types(jnp.result_type(leaf), jnp.float32) for leaf in leaves]
+    dtypes = [np.promote_types(jnp.result_type(leaf), np.float32) for leaf in leaves]
     shapes = [
         (2, *jnp.shape(leaf)) if jnp.issubdtype(dtype, jnp.complexfloating) else jnp.shape(leaf)
         for leaf, dtype in zip(leaves, dtypes, strict=True)
@@ -94,7 +101,7 @@ def increments(key: jax.Array, tree: Any, noise: Noise) -> Any:
 
     groups: dict[Any, list[int]] = {}
     for i, size in enumerate(sizes):
-        together = size < SMALL and not callable(noise)
+        together = is_constant(shapes[i]) and size < SMALL and not callable(noise)
         groups.setdefault(jnp.finfo(dtypes[i]).dtype if together else i, []).append(i)
 
     xis: list[Any] = [None] * len(leaves)

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from .frame import SamplerState, sampler
@@ -50,7 +51,7 @@ def langevin(
       learning_rate: the step size η > 0 of the optimizer that follows, likewise, or None. Where
         a schedule reaches η = 0 the noise is 0.
       key: an int or a PRNG key; each sampler and chain needs its own (see `sampler`).
-      noise: `"gaussian"`, `"rademacher"` or a function (see `sampler`).
+      noise: `"gaussian"`, `"gaussian16"`, `"rademacher"` or a function (see `sampler`).
 
     Returns:
       An `optax.GradientTransformationExtraArgs` with a `SamplerState`. Shapes and dtypes of the
@@ -116,7 +117,7 @@ def sgld(
       learning_rate: the step size η > 0: a number, a 0-d array or a schedule of the step count.
       temperature: T ≥ 0, in units of the loss, likewise.
       key: an int or a PRNG key; each sampler and chain needs its own (see `sampler`).
-      noise: `"gaussian"`, `"rademacher"` or a function (see `sampler`).
+      noise: `"gaussian"`, `"gaussian16"`, `"rademacher"` or a function (see `sampler`).
 
     Returns:
       An `optax.GradientTransformationExtraArgs` with a `SamplerState`. Its updates have the shapes
@@ -214,7 +215,7 @@ def psgld(
       decay: of the mean of squared gradients, in [0, 1), a number or a 0-d array.
       eps: bounds G by 1/eps, > 0, a number or a 0-d array.
       key: an int or a PRNG key; each sampler and chain needs its own (see `sampler`).
-      noise: `"gaussian"`, `"rademacher"` or a function (see `sampler`).
+      noise: `"gaussian"`, `"gaussian16"`, `"rademacher"` or a function (see `sampler`).
 
     Returns:
       An `optax.GradientTransformationExtraArgs` with a `PreconditionedState`. Its updates have the
@@ -252,7 +253,7 @@ def psgld(
     def init(params: Any, count: jax.Array, key: jax.Array) -> PreconditionedState:
         def zeros(p: Any) -> jax.Array:
             real = jnp.finfo(jnp.result_type(p)).dtype
-            return jnp.zeros_like(p, dtype=jnp.promote_types(real, jnp.float32))
+            return jnp.zeros_like(p, dtype=np.promote_types(real, np.float32))
 
         return PreconditionedState(count, key, jax.tree.map(zeros, params))
 

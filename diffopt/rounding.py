@@ -12,6 +12,7 @@ from .keys import check_key, derive_key
 from .trees import check_inexact
 
 UNITS = 2**14
+TINY = float(jnp.finfo(jnp.float32).tiny)  # a CPU flushes what is smaller to 0
 
 
 class LowPrecisionState(NamedTuple):
@@ -34,26 +35,52 @@ def _is_low(p: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
 
 
+def _spacing(x: jax.Array, dtype: Any) -> jax.Array:
+    """The spacing of the numbers of `dtype` at the float32 `x`, a power of two."""
+    info = jnp.finfo(dtype)
+    word = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    binade = jax.lax.bitcast_convert_type(word & np.uint32(0x7F800000), jnp.float32)
+    finest = max(float(info.smallest_subnormal), TINY)
+    return jnp.maximum(binade * np.float32(info.eps), np.float32(finest))
+
+
 def _unit(p: jax.Array) -> jax.Array:
     """2⁻¹⁴ of the spacing of the numbers of `p`'s dtype at `p`."""
-    info = jnp.finfo(p.dtype)
-    word = jax.lax.bitcast_convert_type(p.astype(jnp.float32), jnp.uint32)
-    binade = jax.lax.bitcast_convert_type(word & np.uint32(0x7F800000), jnp.float32)
-    finest = max(float(info.smallest_subnormal) / UNITS, float(jnp.finfo(jnp.float32).tiny))
-    return jnp.maximum(binade * np.float32(float(info.eps) / UNITS), np.float32(finest))
+    spacing = _spacing(p.astype(jnp.float32), p.dtype)
+    return jnp.maximum(spacing * np.float32(1 / UNITS), np.float32(TINY))
 
 
 def _round(x: jax.Array, dtype: Any, bits: jax.Array) -> jax.Array:
-    """One of the two neighbours of the float32 `x` in `dtype`, at random, so that its mean is x."""
-    dropped = np.uint32(2 ** (23 - jnp.finfo(dtype).nmant) - 1)
-    word = jax.lax.bitcast_convert_type(x, jnp.uint32) + (bits & dropped)
-    rounded = jax.lax.bitcast_convert_type(word & ~dropped, jnp.float32)
-    return jnp.where(jnp.isfinite(x), rounded, x).astype(dtype)
+    """One of the two neighbours of the float32 `x` in `dtype`, at random, so that its mean is x.
+
+    Within one spacing beyond the largest number it is the largest number.
+    """
+    info = jnp.finfo(dtype)
+    width = 23 - info.nmant
+    spacing = _spacing(x, dtype)
+    chance = (bits & np.uint32(2**width - 1)).astype(jnp.float32) * np.float32(2.0**-width)
+    size = jnp.floor(jnp.abs(x) / spacing + chance) * spacing
+    largest = np.float32(info.max)
+    near = jnp.abs(x) - largest < _spacing(jnp.asarray(largest), dtype)
+    size = jnp.where(near, jnp.minimum(size, largest), size)
+    return jnp.where(jnp.isfinite(x), jnp.copysign(size, x), x).astype(dtype)
+
+
+def _widen(p: Any) -> Any:
+    if not _is_low(p):
+        return p
+    if isinstance(p, jax.ShapeDtypeStruct):
+        return p.update(dtype=jnp.float32)
+    return p.astype(jnp.float32)
+
+
+def _residual(p: jax.Array, q: jax.Array) -> jax.Array:
+    return q.astype(jnp.float32) * _unit(p)
 
 
 def _exact(params: Any, residual: Any) -> Any:
     return jax.tree.map(
-        lambda p, q: p.astype(jnp.float32) + q * _unit(p) if _is_low(p) else p, params, residual
+        lambda p, q: p.astype(jnp.float32) + _residual(p, q) if _is_low(p) else p, params, residual
     )
 
 
@@ -113,6 +140,9 @@ def low_precision(
     loss is quadratic over one spacing. p itself is θ plus a rounding error of variance Δ²/6 or
     less for a spacing Δ, redrawn at every step; `exact_params` gives θ.
 
+    float16's subnormal numbers are numbers like the others. θ may exceed the largest number, 65,504
+    in float16, by less than a spacing, and r holds the rest; beyond that p is infinite.
+
     r is a fixed-point number of 2⁻¹⁴ of the spacing, itself rounded at random, so that p and r
     together hold 22 bits and an update of any size moves θ on average. One update loses
     something: where it takes a parameter to less than half its size, |u| > |p|/2, it is rounded to
@@ -169,7 +199,7 @@ def low_precision(
         residual = jax.tree.map(
             lambda p: jnp.zeros_like(p, jnp.int16) if _is_low(p) else optax.MaskedNode(), params
         )
-        exact = jax.tree.map(lambda p: p.astype(jnp.float32) if _is_low(p) else p, params)
+        exact = jax.tree.map(_widen, params)
         return LowPrecisionState(derive_key(key, "rounding"), residual, tx.init(exact))
 
     def update_fn(
@@ -188,12 +218,12 @@ def low_precision(
             if not _is_low(p):
                 return u, q
             start = p.astype(jnp.float32)
-            moved = q * _unit(p) + u.astype(jnp.float32)
+            moved = _residual(p, q) + u.astype(jnp.float32)
             rounded = _round(start + moved, p.dtype, bits)
             update = (rounded.astype(jnp.float32) - start).astype(g.dtype)
             after = (p + update).astype(p.dtype)  # as optax.apply_updates does
             rest = (moved - (after.astype(jnp.float32) - start)) / _unit(after)
-            rest = jnp.floor(rest + (bits >> 16) * np.float32(2**-16))
+            rest = jnp.floor(rest + (bits >> 16).astype(jnp.float32) * np.float32(2**-16))
             return update, jnp.clip(rest, -(2**15), 2**15 - 1).astype(jnp.int16)
 
         steps = jax.tree.map(

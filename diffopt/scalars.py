@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import operator
 from typing import Any
 
 import jax
@@ -19,6 +20,8 @@ def check_number(name: str, value: Any, *, positive: bool = False, below: float 
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real | np.ndarray | jax.Array):
         raise TypeError(f"{name} must be a number or a 0-d array, got {value!r}")
+    if isinstance(value, jax.Array) and jnp.iscomplexobj(value):
+        value = _real(name, value)
     shape = getattr(value, "shape", ())
     dtype = value.dtype if isinstance(value, np.ndarray | np.generic | jax.Array) else np.float64
     if shape or not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
@@ -41,6 +44,26 @@ def check_number(name: str, value: Any, *, positive: bool = False, below: float 
         raise ValueError(f"{name} must be < {below}, {got}")
 
 
+def _real(name: str, value: jax.Array) -> jax.Array:
+    """The real part: `optax.inject_hyperparams` gives all numbers the dtype of the parameters."""
+    if not isinstance(value, jax.core.Tracer) and jnp.any(jnp.imag(value)):
+        raise TypeError(f"{name} must be a real scalar, got {value!r}")
+    return jnp.real(value)
+
+
+def check_int(name: str, value: Any, *, least: float = -math.inf) -> int:
+    """`value` as an int; raise unless it is one, and ≥ `least`."""
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None:
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if number < least:
+        raise ValueError(f"{name} must be ≥ {least}, got {value!r}")
+    return number
+
+
 def check_scalar(name: str, value: Any, *, positive: bool = False) -> None:
     """Raise unless `value` is a number as `check_number` asks for, or a schedule of such numbers.
 
@@ -57,7 +80,7 @@ def check_scalar(name: str, value: Any, *, positive: bool = False) -> None:
 
 def as_float(value: jax.typing.ArrayLike) -> jax.Array:
     """A float scalar that a 16-bit leaf does not round first, as it does a Python float."""
-    return jnp.asarray(value, float)
+    return jnp.asarray(jnp.real(value), float)
 
 
 def value_at(value: optax.ScalarOrSchedule, count: jax.Array) -> jax.Array:

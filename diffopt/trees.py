@@ -6,16 +6,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+
+def array_dtype(leaf: Any) -> Any:
+    """The dtype of an array or a number, and None of what is neither, as a function or a dtype."""
+    is_array = isinstance(getattr(leaf, "shape", None), tuple)
+    return jnp.result_type(leaf) if is_array or isinstance(leaf, int | float | complex) else None
 
 
 def check_inexact(tree: Any) -> None:
     """Raise a TypeError that names the first leaf of `tree` that no diffusion can move."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+        dtype = array_dtype(leaf)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
+            what = f"is {leaf!r}" if dtype is None else f"has dtype {dtype}"
             raise TypeError(
                 "a diffusion needs floating-point parameters, but params"
-                f"{jax.tree_util.keystr(path)} has dtype {jnp.result_type(leaf)};"
-                " leave it out with optax.masked"
+                f"{jax.tree_util.keystr(path)} {what}; leave it out with optax.masked"
             )
 
 
@@ -33,12 +41,15 @@ def mean_product(x: Any, y: Any) -> jax.Array:
     """The mean of x·y over all elements of two like trees, in float32; a complex one is two."""
 
     def product(a: jax.Array, b: jax.Array) -> jax.Array:
-        dtype = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
-        return jnp.sum(jnp.real(jnp.conj(jnp.asarray(a, dtype)) * jnp.asarray(b, dtype)))
+        dtype = np.promote_types(
+            np.promote_types(jnp.result_type(a), jnp.result_type(b)), "float32"
+        )
+        real = jnp.real(jnp.conj(jnp.asarray(a, dtype)) * jnp.asarray(b, dtype))
+        return jnp.sum(real).astype(float)
 
-    total = sum(jax.tree.leaves(jax.tree.map(product, x, y)), start=jnp.zeros([], jnp.float32))
+    total = sum(jax.tree.leaves(jax.tree.map(product, x, y)), start=jnp.zeros([], float))
     size = sum(a.size * (1 + jnp.iscomplexobj(a)) for a in map(jnp.asarray, jax.tree.leaves(x)))
-    return (total / max(size, 1)).astype(jnp.float32)
+    return (total / jnp.asarray(max(size, 1), float)).astype(jnp.float32)  # an int32 ends at 2³¹
 
 
 def by_shards(draw: Callable[..., Any]) -> Callable[..., Any]:

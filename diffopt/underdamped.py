@@ -98,7 +98,7 @@ def sghmc(
       temperature: T ≥ 0, in units of the loss, likewise.
       momentum: m in [0, 1), a number or a 0-d array.
       key: an int or a PRNG key; each sampler and chain needs its own (see `sampler`).
-      noise: `"gaussian"`, `"rademacher"` or a function (see `sampler`).
+      noise: `"gaussian"`, `"gaussian16"`, `"rademacher"` or a function (see `sampler`).
 
     Returns:
       An `optax.GradientTransformationExtraArgs` with an `UnderdampedState`. Its updates have the
@@ -185,7 +185,7 @@ def baoab(
       temperature: T ≥ 0, in units of the loss, likewise.
       friction: γ ≥ 0, per unit of time, a number or a 0-d array.
       key: an int or a PRNG key; each sampler and chain needs its own (see `sampler`).
-      noise: `"gaussian"`, `"rademacher"` or a function (see `sampler`).
+      noise: `"gaussian"`, `"gaussian16"`, `"rademacher"` or a function (see `sampler`).
 
     Returns:
       An `optax.GradientTransformationExtraArgs` with an `UnderdampedState`. Its updates have the
@@ -287,7 +287,7 @@ def sgnht(
       momentum: m in [0, 1), a number or a 0-d array: 1 - m is the friction that the injected
         noise asks for.
       key: an int or a PRNG key; each sampler and chain needs its own (see `sampler`).
-      noise: `"gaussian"`, `"rademacher"` or a function (see `sampler`).
+      noise: `"gaussian"`, `"gaussian16"`, `"rademacher"` or a function (see `sampler`).
 
     Returns:
       An `optax.GradientTransformationExtraArgs` with a `ThermostatState`. Its updates have the
@@ -325,7 +325,7 @@ def sgnht(
     check_number("momentum", momentum, below=1)
 
     def init(params: Any, count: jax.Array, key: jax.Array) -> ThermostatState:
-        friction = jnp.asarray(1 - momentum, jnp.float32)
+        friction = as_float(1 - momentum).astype(jnp.float32)
         return ThermostatState(*_start(params, count, key), friction)
 
     def step(g: Any, xi: Any, state: ThermostatState) -> tuple[Any, ThermostatState]:

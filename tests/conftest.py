@@ -3,7 +3,6 @@
 import os
 import tempfile
 import time
-import warnings
 from pathlib import Path
 
 import pytest
@@ -16,41 +15,43 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # set by the first process, b
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
-def busy():
-    """CPU seconds that this process and its children have had, and those of the whole machine."""
+def cpu_of_the_machine():
+    """CPU seconds that all processes have had; None where there is no /proc."""
+    if not Path("/proc/stat").exists():
+        return None
     ticks = [int(x) for x in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
-    idle = ticks[3] + ticks[4]
-    return sum(os.times()[:4]), (sum(ticks) - idle) / os.sysconf("SC_CLK_TCK")
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
 
 
 def pytest_configure(config):
-    config.started = time.monotonic(), busy() if Path("/proc/stat").exists() else None
+    config.started = time.monotonic(), cpu_of_the_machine()
+    config.cpu_of_workers = 0.0
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
-    """Add what a worker has had."""
-    config = node.config
-    config.workers = getattr(config, "workers", 0) + getattr(node, "workeroutput", {}).get("cpu", 0)
+    """Add the CPU seconds of a worker of xdist and its subprocesses."""
+    node.config.cpu_of_workers += getattr(node, "workeroutput", {}).get("cpu", 0.0)
 
 
 def pytest_sessionfinish(session):
-    """Fail the whole default suite if it took too long, and nobody else used the machine."""
+    """The whole default suite fails over its budget if nobody else used the machine."""
     config = session.config
     if hasattr(config, "workeroutput"):
         config.workeroutput["cpu"] = sum(os.times()[:4])
         return
     start, before = config.started
-    wall = time.monotonic() - start
+    wall, after = time.monotonic() - start, cpu_of_the_machine()
     whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS and not config.option.keyword
     if not whole or config.option.markexpr != "not slow" or wall < BUDGET:
         return
-    message = f"the default suite took {wall:.0f} s, its budget is {BUDGET} s on 2 quiet cores"
-    others = None
-    if before:
-        own, machine = (b - a for a, b in zip(before, busy(), strict=True))
-        others = machine - own - getattr(config, "workers", 0)
-    if others is not None and others < 0.1 * wall and session.exitstatus == 0:
+    own = config.cpu_of_workers + sum(os.times()[: 2 if config.cpu_of_workers else 4])
+    quiet = after is not None and after - before - own < 0.1 * wall
+    if quiet and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        message += ", and the machine was quiet"
-    config.get_terminal_writer().line(f"\n{message}", red=True)
-    warnings.warn(message, stacklevel=1)
+    config.get_terminal_writer().line(
+        f"\nThe default suite took {wall:.0f} s; its budget is {BUDGET} s on 2 quiet cores,"
+        f" and this machine was {'quiet: a failure' if quiet else 'busy: a warning'}.",
+        red=quiet,
+        yellow=not quiet,
+    )

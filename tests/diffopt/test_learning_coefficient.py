@@ -1,0 +1,140 @@
+"""What the estimates return and refuse."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import diffopt
+
+DATA = jnp.linspace(-1.0, 1.0, 20)
+OPTIONS = {"step_size": 0.3, "num_steps": 30, "burn_in": 10, "num_chains": 3}
+
+
+def loss(w, batch):
+    return jnp.mean((w - batch) ** 2) / 2
+
+
+def log_prior(w):
+    return -(w**2) / 2
+
+
+def llc(**arguments):
+    return diffopt.local_learning_coefficient(
+        **{"loss": loss, "params": jnp.zeros([]), "data": DATA} | OPTIONS | arguments
+    )
+
+
+def wbic(**arguments):
+    return diffopt.wbic(
+        **{"loss": loss, "params": jnp.zeros([]), "data": DATA, "log_prior": log_prior}
+        | OPTIONS
+        | arguments
+    )
+
+
+@pytest.mark.parametrize("batch_size", [None, 7])
+def test_what_is_returned(batch_size):
+    estimate = llc(batch_size=batch_size)
+    assert estimate.losses.shape == (3, 30)
+    assert estimate.per_chain.shape == (3,)
+    start = loss(0.0, DATA)
+    np.testing.assert_allclose(estimate.losses[:, 0], start, rtol=1e-5)
+    excess = estimate.losses[:, 10:].mean(1) - start
+    np.testing.assert_allclose(estimate.per_chain, excess * 20 / np.log(20), rtol=1e-3)
+    np.testing.assert_allclose(estimate.mean, np.mean(estimate.per_chain), rtol=1e-6)
+    error = np.std(estimate.per_chain, ddof=1) / 3**0.5
+    np.testing.assert_allclose(estimate.standard_error, error, rtol=1e-5)
+    assert len(set(np.asarray(estimate.per_chain).tolist())) == 3  # chains of their own
+
+
+def test_the_free_energy_is_of_all_examples_with_nothing_subtracted():
+    estimate = wbic()
+    np.testing.assert_allclose(estimate.per_chain, 20 * estimate.losses[:, 10:].mean(1), rtol=1e-6)
+
+
+def test_a_key_is_the_same_estimate_and_another_another():
+    assert llc(key=1).mean == llc(key=1).mean
+    assert llc(key=1).mean != llc(key=jax.random.key(2)).mean
+
+
+def test_one_chain_has_no_standard_error():
+    assert np.isnan(llc(num_chains=1).standard_error)
+
+
+def test_a_second_network_needs_no_second_compilation():
+    traces = []
+
+    def counted(w, batch):
+        traces.append(0)
+        return loss(w, batch)
+
+    llc(loss=counted, batch_size=5)
+    before = len(traces)
+    llc(loss=counted, params=jnp.ones([]), batch_size=5, key=3)
+    assert len(traces) - before <= 2  # the checks alone
+
+
+def test_a_chain_that_diverges_is_named_and_left_out():
+    # a slope below w = -2 takes a chain away for good
+    cliff = lambda w: jnp.where(w > -2, w**2 / 2, -jnp.exp(w**2))
+    with pytest.warns(UserWarning, match="chain .* not finite at step"):
+        estimate = llc(loss=cliff, data=None, temperature=1.0, num_chains=20, num_steps=60, key=1)
+    good = np.isfinite(np.asarray(estimate.per_chain))
+    assert 0 < good.sum() < 20
+    np.testing.assert_allclose(
+        estimate.mean, np.asarray(estimate.per_chain)[good].mean(), rtol=1e-6
+    )
+    with warnings.catch_warnings(), pytest.raises(ValueError, match="every chain diverged"):
+        warnings.simplefilter("ignore")
+        llc(step_size=50.0, num_steps=500, burn_in=0)
+
+
+@pytest.mark.parametrize("estimate", [llc, wbic])
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"step_size": 0.0}, ValueError, "step_size"),
+        ({"step_size": None}, TypeError, "step_size"),
+        ({"num_steps": 0}, ValueError, "num_steps"),
+        ({"num_steps": 10.0}, TypeError, "num_steps"),
+        ({"burn_in": -1}, ValueError, "burn_in"),
+        ({"burn_in": 30}, ValueError, "burn_in must be < num_steps = 30, got 30"),
+        ({"num_chains": 0}, ValueError, "num_chains"),
+        ({"batch_size": 21}, ValueError, "batch_size must be ≤ the 20 examples"),
+        ({"batch_size": 0}, ValueError, "batch_size"),
+        ({"key": 1.5}, TypeError, "key"),
+        ({"params": jnp.zeros([], int)}, TypeError, "floating-point"),
+        ({"loss": lambda w, batch: w - batch}, TypeError, "loss must give a real scalar"),
+        ({"loss": lambda w, batch: 1j * w}, TypeError, "loss must give a real scalar"),
+        ({"data": {"x": DATA, "y": DATA[1:]}}, ValueError, "leading axis"),
+        ({"data": DATA[:1]}, ValueError, "at least 2 examples, got 1"),
+        ({"data": None}, ValueError, "needs a temperature"),
+    ],
+)
+def test_bad_arguments_are_named(estimate, arguments, error, message):
+    with pytest.raises(error, match=message):
+        estimate(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"temperature": 0.0}, ValueError, "temperature"),
+        ({"temperature": "hot"}, TypeError, "temperature"),
+        ({"localization": -1.0}, ValueError, "localization"),
+        ({"data": None, "temperature": 1.0, "batch_size": 3}, ValueError, "batch_size needs data"),
+    ],
+)
+def test_bad_arguments_of_the_coefficient_are_named(arguments, error, message):
+    with pytest.raises(error, match=message):
+        llc(**arguments)
+
+
+def test_the_prior_has_to_be_a_density():
+    with pytest.raises(TypeError, match="log_prior"):
+        wbic(log_prior=lambda w: jnp.ones(3) * w)
+    with pytest.raises(TypeError, match="log_prior"):
+        diffopt.wbic(loss, jnp.zeros([]), DATA, **OPTIONS)

@@ -1,0 +1,70 @@
+"""The code of docs/serialization.md, and that it is needed."""
+
+import re
+from pathlib import Path
+
+import equinox as eqx
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+PAGE = Path(__file__).parents[2] / "docs" / "serialization.md"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The names that the page's code defines."""
+    code = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    names = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("page"))
+        for block in code:
+            exec(block, names)
+    return names
+
+
+def assert_goes_on_alike(page, restored):
+    tx, params, state = page["tx"], page["params"], page["state"]
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    update = jax.jit(tx.update)
+    expected, got = (update(params, s, params) for s in (state, restored))
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(got), strict=True):
+        a, b = (jax.random.key_data(x) if page["is_key"](x) else x for x in (a, b))
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["restored", "loaded"])
+def test_a_state_that_was_saved_goes_on_with_the_same_noise(page, name):
+    assert_goes_on_alike(page, page[name])
+
+
+def test_flax_and_equinox_need_it(page, tmp_path):
+    with pytest.raises(TypeError, match="PRNGKey dtype cannot be converted"):
+        flax.serialization.to_bytes(page["state"])
+    with pytest.raises(RuntimeError, match="Error at leaf with path.*'key'"):
+        eqx.tree_serialise_leaves(tmp_path / "state.eqx", page["state"])
+
+
+def test_sam_needs_it(page):
+    sam = optax.contrib.sam(page["tx"], page["ascent"])
+    params = page["params"]
+    with pytest.raises(TypeError):
+        sam.update(page["grad_fn"](params, 0), sam.init(params), params)
+
+
+def test_sam_takes_a_step_with_the_gradient_of_the_perturbed_loss(page):
+    params = page["params"]
+    assert page["sam_updates"]["w"].dtype == jnp.bfloat16
+    gradient, ascent = page["grad_fn"](params, 0), page["ascent"]
+    climb, _ = ascent.update(gradient, ascent.init(params), params)
+    perturbed = optax.apply_updates(params, jax.tree.map(jnp.negative, climb))
+    gradient = page["grad_fn"](perturbed, 0)
+    expected, _ = page["tx"].update(gradient, page["tx"].init(params), params)
+    np.testing.assert_array_equal(page["sam_updates"]["w"], expected["w"])
+    later, _ = page["sam"].update(
+        page["grad_fn"](params, 0), page["sam_state"], params, grad_fn=page["grad_fn"]
+    )
+    assert (later["w"] != page["sam_updates"]["w"]).any()
