@@ -186,7 +186,7 @@ def test_the_share_of_a_grid_near_the_best():
 
 
 def test_the_cost_is_that_of_the_noise_over_sgd(monkeypatch):
-    monkeypatch.setitem(cost.SIZES, "quick", cost.Size(2, 1, (cost.CONTROLS[0],)))
+    monkeypatch.setitem(cost.SIZES, "quick", cost.Size(2, 1, (cost.CONTROLS[0],), ()))
     plain, noisy, fast = (dict(values=[t, t]) for t in (1.0, 1.5, 1.05))
     of = {"sgd": plain, "langevin, gaussian": noisy, "langevin, rademacher": fast}
     values = {name: each["values"] for name, each in of.items()}

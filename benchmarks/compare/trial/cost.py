@@ -4,7 +4,7 @@ The claim is that the diffusion costs little: a step of SGD is granted 10 % more
 control is a network of dense layers at a small batch, where drawing the noise is most of the work.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from .statistics import Entry, entry
 
 LEARNING_RATE, TEMPERATURE = 0.01, 1e-5
 LITTLE = 10.0  # percent
-NOISES = ("gaussian", "rademacher")
+NOISES = ("gaussian", "gaussian16", "rademacher")
 CONTROLS = ("dense layers, batch 16",)
 RIVAL = f"sgd and {LITTLE:g} % more"
 
@@ -85,28 +85,29 @@ WORKS: dict[str, Callable[[], Work]] = {
 
 
 class Size(NamedTuple):
-    """Pairs of each network, the runs of which a turn is the median, and the networks."""
+    """Pairs of each network, the runs of which a turn is the median, networks and noises."""
 
     pairs: int
     repeats: int
     works: tuple[str, ...]
+    noises: tuple[str, ...]
 
 
 SIZES = {
-    "quick": Size(12, 3, ("the article's network, batch 100", CONTROLS[0])),
-    "default": Size(24, 3, tuple(WORKS)),
-    "full": Size(200, 3, tuple(WORKS)),
+    "quick": Size(12, 3, ("the article's network, batch 100", CONTROLS[0]), NOISES[:1]),
+    "default": Size(24, 3, tuple(WORKS), NOISES),
+    "full": Size(200, 3, tuple(WORKS), NOISES),
 }
 
 
-def optimizers() -> dict[str, optax.GradientTransformation]:
+def optimizers(noises: Sequence[str]) -> dict[str, optax.GradientTransformation]:
     """SGD, and SGD with each noise before it: one line more in a user's program."""
     sgd = optax.sgd(LEARNING_RATE)
     noisy = {
         f"langevin, {noise}": optax.chain(
             diffopt.langevin(TEMPERATURE, learning_rate=LEARNING_RATE, noise=noise), sgd
         )
-        for noise in NOISES
+        for noise in noises
     }
     return {"sgd": sgd} | noisy
 
@@ -131,7 +132,7 @@ def run_of(work: Work, tx: optax.GradientTransformation) -> timing.Run:
 def time_steps(name: str, size: Size) -> Result:
     """Seconds of a step of each optimizer in each round, in which they take turns."""
     work = WORKS[name]()
-    runs = {name: run_of(work, tx) for name, tx in optimizers().items()}
+    runs = {name: run_of(work, tx) for name, tx in optimizers(size.noises).items()}
     for run in runs.values():
         run()
     seconds = timing.in_turn(runs, size.pairs, untimed=True, repeats=size.repeats)
