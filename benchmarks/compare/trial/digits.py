@@ -240,4 +240,4 @@ class Size(NamedTuple):
     seeds: int
 
 
-SIZES = {"quick": Size(20, 12), "default": Size(60, 12), "full": Size(150, 32)}
+SIZES = {"quick": Size(20, 12), "default": Size(60, 16), "full": Size(150, 32)}

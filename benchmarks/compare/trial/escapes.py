@@ -189,7 +189,7 @@ class Size(NamedTuple):
 SIZES = {
     "quick": Size(12, (GLASS_100, SMALL_GLASS), network=False),
     "default": Size(
-        12,
+        16,
         (GLASS_100, GLASS_400, QUARTER, RASTRIGIN, SMALL_GLASS),
         network=True,
     ),

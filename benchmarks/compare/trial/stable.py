@@ -159,7 +159,7 @@ class Size(NamedTuple):
 
 SIZES = {
     "quick": Size(20, 12, control=False),
-    "default": Size(100, 12, control=True),
+    "default": Size(100, 16, control=True),
     "full": Size(400, 24, control=True),
 }
 

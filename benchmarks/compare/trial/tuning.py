@@ -29,7 +29,7 @@ METRICS = {
 }
 SIZES = {
     "quick": (Size(10, 12),),
-    "default": (Size(30, 12),),
+    "default": (Size(30, 16),),
     "full": (Size(30, 32), Size(150, 32)),
 }
 
