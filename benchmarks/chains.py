@@ -6,7 +6,6 @@ Every chain is a network of 64-32-10 neurons on scikit-learn's digits, at batch 
 take the same gradients on the same batches. They take turns; the median is reported.
 """
 
-import json
 import statistics
 import sys
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from sklearn.datasets import load_digits
 
 import diffopt
 
-from .lib import cli, machine, plots, timing
+from .lib import cli, files, machine, plots, timing
 from .lib.plots import plt
 
 CHAINS = (1, 2, 4, 8, 16, 32, 64)
@@ -143,6 +142,7 @@ def main(argv: list[str] | None = None) -> None:
         help=f"default {' '.join(map(str, CHAINS))}",
     )  # fmt: skip
     args = parser.parse_args(argv)
+    cli.once("--chains", args.chains)
     out = cli.make_folder(args.out)
 
     console = Console()
@@ -158,7 +158,7 @@ def main(argv: list[str] | None = None) -> None:
     console.print(machine.line(about))
     config = {"steps": args.steps, "rounds": args.rounds, "batch_size": BATCH_SIZE}
     result = {"config": config, "machine": about, "microseconds_per_step_and_chain": rows}
-    (out / "chains.json").write_text(json.dumps(result, indent=2) + "\n")
+    files.write_json(out / "chains.json", result)
     plot_cost(rows, out / "chains.png")
     console.print(f"Wrote {out / 'chains.json'}, {out / 'chains.png'}")
 

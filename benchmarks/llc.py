@@ -12,7 +12,6 @@ loss of each: a row is the number of an image. Without devinterp the program run
 
 import argparse
 import importlib.util
-import json
 import math
 import os
 import sys
@@ -30,7 +29,7 @@ from flax import nnx
 
 import diffopt
 
-from .lib import cli, data, machine, models, training
+from .lib import cli, data, files, machine, models, training
 
 PEER = "devinterp"
 
@@ -174,22 +173,21 @@ def devinterps(params: Any, train_set: Any, args: argparse.Namespace) -> dict[st
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, train, estimate, report."""
     args = parse_args(argv)
-    out = cli.make_folder(args.out)
     digits = data.load("digits")
     train_set = digits.train_images, digits.train_labels
+    if args.batch > len(train_set[0]):
+        raise cli.Refusal(f"--batch {args.batch}: must be from 1 to {len(train_set[0])}")
+    out = cli.make_folder(args.out)
     graphdef, params = train(*train_set, args.epochs)
     print(f"the article's network on {len(train_set[0]):,} digits, {args.chains} chains")
 
     results = {"diffopt": ours(graphdef, params, train_set, args)}
+    show("diffopt", results["diffopt"])
     if importlib.util.find_spec(PEER) is None:
         print(f"{PEER} is not installed: compared with nothing")
     else:
         results[PEER] = devinterps(params, train_set, args)
-    for name, result in results.items():
-        print(
-            f"{name:10} λ̂ = {result['mean']:.2f} ± {result['standard_error']:.2f},"
-            f" {result['seconds']:.1f} s"
-        )
+        show(PEER, results[PEER])
     print(f"diffopt's first call, which compiles: {results['diffopt']['first_call_seconds']:.1f} s")
     comparison = None
     if PEER in results:
@@ -213,8 +211,14 @@ def main(argv: list[str] | None = None) -> None:
         "results": results,
         "comparison": comparison,
     }
-    (out / "llc.json").write_text(json.dumps(result, indent=1) + "\n")
+    files.write_json(out / "llc.json", result, indent=1)
     print(f"Wrote {out / 'llc.json'}")
+
+
+def show(name: str, result: dict[str, Any]) -> None:
+    """One line of one library."""
+    mean, error, seconds = (result[field] for field in ("mean", "standard_error", "seconds"))
+    print(f"{name:10} λ̂ = {mean:.2f} ± {error:.2f}, {seconds:.1f} s", flush=True)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

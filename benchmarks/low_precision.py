@@ -7,7 +7,6 @@ as JAX does; rounded at random, with the right mean; or wrapped in `diffopt.low_
 """
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -24,9 +23,10 @@ from rich.table import Table
 
 import diffopt
 
-from .lib import cli, data, machine, models, timing, training
+from .lib import cli, data, files, machine, models, timing, training
 from .lib.scores import evaluate, plus_minus
 
+PARTS = ("laws", "training", "cost")
 SPACING = 2.0**-7  # of bfloat16 at 1
 FREE = (1 / 2, 1 / 8, 1 / 32, 1 / 128, 1 / 2048)  # noise of a step, in spacings
 WELLS = (1e-3, 1e-4, 1e-5)  # ηk
@@ -245,33 +245,37 @@ def show(console: Console, found: dict[str, Any]) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, measure, report."""
     args = parse_args(argv)
-    out = cli.make_folder(args.out)
     dataset = data.load(args.dataset, args.data_dir) if "training" in args.parts else None
+    examples = len(dataset.train_labels) if dataset else args.batch_size
+    if args.batch_size > examples:
+        raise cli.Refusal(f"--batch-size {args.batch_size}: must be from 1 to {examples}")
+    out = cli.make_folder(args.out)
     console = Console()
-    found: dict[str, Any] = {}
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        if "laws" in args.parts:
-            found["laws"] = laws(args.chains, progress)
-        if dataset is not None:
-            found["training"] = train_all(
-                args.scale, dataset, args.epochs, args.batch_size, args.seeds, progress
-            )
-        if "cost" in args.parts:
-            found["cost"] = cost(args.repeats, progress)
-    show(console, found)
     config = {name: value for name, value in vars(args).items() if name != "out"}
-    result = {"config": config, "machine": machine.describe(), **found}
-    (out / "low_precision.json").write_text(json.dumps(result, indent=2) + "\n")
+    about, found = {"config": config, "machine": machine.describe()}, dict[str, Any]()
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        for part in PARTS:
+            if part not in args.parts:
+                continue
+            if part == "laws":
+                found[part] = laws(args.chains, progress)
+            elif part == "cost":
+                found[part] = cost(args.repeats, progress)
+            elif dataset:
+                found[part] = train_all(
+                    args.scale, dataset, args.epochs, args.batch_size, args.seeds, progress
+                )
+            files.write_json(out / "low_precision.json", about | found)  # whatever comes after
+    show(console, found)
     console.print(f"Wrote {out / 'low_precision.json'}")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read and check the command line."""
     parser = cli.parser("low_precision", __doc__)
-    parts = ("laws", "training", "cost")
     whole = cli.at_least_one
     parser.add_argument(
-        "parts", nargs="*", default=list(parts), help=f"any of {' '.join(parts)} (default: all)"
+        "parts", nargs="*", default=list(PARTS), help=f"any of {' '.join(PARTS)} (default: all)"
     )
     parser.add_argument("--chains", type=whole, default=10_000, help="default %(default)s")
     parser.add_argument("--dataset", default="digits", help="digits (default) or cifar10")
@@ -285,9 +289,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=whole, default=5, help="how many (default %(default)s)")
     parser.add_argument("--repeats", type=cli.at_least(2), default=9, help="timed updates of each")
     args = parser.parse_args(argv)
+    cli.once("parts", args.parts)
     for part in args.parts:
-        if part not in parts:
-            parser.error(f"no part {part!r}: choose from {', '.join(parts)}")
+        if part not in PARTS:
+            parser.error(f"no part {part!r}: choose from {', '.join(PARTS)}")
     return args
 
 

@@ -10,7 +10,6 @@ steps, with noise throughout: `--peak 0.07 --cycles 30 --steps 50000 --explore 0
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from rich.console import Console
 
 import diffopt
 
-from .lib import cli, machine, plots
+from .lib import cli, files, machine, plots
 from .lib.plots import plt
 
 CENTRES = np.stack(np.meshgrid(*[np.arange(-4.0, 5.0, 2.0)] * 2), axis=-1).reshape(-1, 2)
@@ -117,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{name:14} modes found by each chain: {' '.join(map(str, found))}")
     config = {name: value for name, value in vars(args).items() if name != "out"}
     result = {"config": config, "machine": machine.describe(), "modes": modes}
-    (out / "mixture.json").write_text(json.dumps(result, indent=2) + "\n")
+    files.write_json(out / "mixture.json", result)
     plot_chains(samples, out / "mixture.png")
     print(f"Wrote {out / 'mixture.json'}, {out / 'mixture.png'}")
 
@@ -138,6 +137,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--cycles must be at most --steps")
     if not 0 <= args.explore < 1:
         parser.error("--explore must be from 0 to below 1")
+    try:
+        diffopt.sampling_stage(-(-args.steps // args.cycles), args.explore)
+    except ValueError as error:
+        parser.error(str(error))
     return args
 
 

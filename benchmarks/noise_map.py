@@ -11,7 +11,6 @@ with `--part 1/2` and `--part 2/2` two processes share the work, best with a cor
 """
 
 import argparse
-import contextlib
 import json
 import sys
 from collections.abc import Iterable
@@ -131,12 +130,30 @@ def train(place: Place, seed: int, dataset: data.Data, numbers: Iterable[int]) -
 
 
 def read(path: Path) -> dict[tuple[Place, int], dict[str, Any]]:
-    """The finished runs, by place and seed; a line that a kill cut off counts as none."""
-    records = []
-    for line in path.read_text().splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            records.append(json.loads(line))
-    return {(Place(*(r[f] for f in Place._fields)), r["seed"]): r for r in records}
+    """The finished runs, by place and seed; a line that is no record counts as none."""
+    found = {}
+    for line in lines(path):
+        if record := parse(line):
+            place = Place(*(record[field] for field in Place._fields))
+            found[place, record["seed"]] = record
+    return found
+
+
+def lines(path: Path) -> list[str]:
+    """The lines of a file, whatever its bytes."""
+    return path.read_text("utf-8", "replace").split("\n")
+
+
+def parse(line: str) -> dict[str, Any] | None:
+    """The record that a line holds; None if it was cut off, or is of something else."""
+    try:
+        record = json.loads(line)
+        [record["kinetic_temperature"], *(hash(record[f]) for f in (*Place._fields, "seed"))]
+        for part in ("train", "last", "average"):
+            [float(record[part][score]) for score in ("accuracy", "nll", "ece")]
+        return record
+    except (ValueError, LookupError, TypeError):
+        return None
 
 
 def temperature_name(T: float) -> str:
@@ -236,7 +253,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="a small map of digits")
     args = parser.parse_args(argv)
     path = cli.make_folder(args.out) / "noise_map.jsonl"
-    path.touch()
     dataset = data.load("digits" if args.quick else "cifar10", args.data_dir)
 
     console = Console()
@@ -247,15 +263,19 @@ def main(argv: list[str] | None = None) -> None:
         for T in temperatures
     ]
     number, parts = args.part
+    if number > len(runs):
+        raise cli.Refusal(f"--part {number}/{parts}: the map has only {len(runs)} runs")
+    path.touch()
+    foreign = [i for i, line in enumerate(lines(path), 1) if line and not parse(line)]
+    if foreign:
+        print(f"{path}: no records in lines {', '.join(map(str, foreign))}", file=sys.stderr)
     for place, seed in runs[number - 1 :: parts]:
         if (place, seed) in read(path):
             continue
         title = ", ".join(f"{field} {value}" for field, value in place._asdict().items())
         numbers = track(range(1, place.epochs + 1), title, console=console)
         record = train(place, seed, dataset, numbers)
-        whole = path.read_text()[-1:] in ("", "\n")
-        with path.open("a") as file:
-            file.write(("" if whole else "\n") + json.dumps(record) + "\n")
+        append(path, json.dumps(record))
     finished = read(path)
     records = [finished[run] for run in runs if run in finished]
     show(console, records)
@@ -263,10 +283,24 @@ def main(argv: list[str] | None = None) -> None:
     console.print(f"Wrote {path}, {args.out / 'noise_map.png'}")
 
 
+def append(path: Path, line: str) -> None:
+    """Write a line at the end of a file, after one that was cut off too.
+
+    Raises:
+      Refusal: it cannot be written.
+    """
+    whole = path.read_bytes()[-1:] in (b"", b"\n")
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(("" if whole else "\n") + line + "\n")
+    except OSError as error:
+        raise cli.Refusal(f"{path} cannot be written: {error.strerror}") from error
+
+
 def part(text: str) -> tuple[int, int]:
     """`I/N`, the I-th of N parts, counted from 1."""
     number, _, parts = text.partition("/")
-    if not (number.isdigit() and parts.isdigit() and 1 <= int(number) <= int(parts)):
+    if not (number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
         raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 1 to N")
     return int(number), int(parts)
 

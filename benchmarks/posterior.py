@@ -7,7 +7,6 @@ a one-dimensional toy with a gap in its data, drawn as a fan of functions, and s
 diabetes data, where the log-likelihood of held-out patients is compared.
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from sklearn.model_selection import ShuffleSplit
 
 import diffopt
 
-from .lib import cli, machine, plots
+from .lib import cli, files, machine, plots
 from .lib.plots import plt
 
 CHAINS = 4
@@ -346,7 +345,7 @@ def main(argv: list[str] | None = None) -> None:
         "toy": {"grid": toy["grid"].tolist(), "standard_deviation": spread},
         "diabetes": rows,
     }
-    (out / "posterior.json").write_text(json.dumps(result, indent=2) + "\n")
+    files.write_json(out / "posterior.json", result)
     plot_posterior(toy, rows, out / "posterior.png")
     console.print(f"Wrote {out / 'posterior.json'}, {out / 'posterior.png'}")
 

@@ -8,7 +8,6 @@ shows what being many costs each of them, not how fast many are. The last part i
 """
 
 import argparse
-import json
 import math
 import re
 import statistics
@@ -30,7 +29,7 @@ from rich.table import Table
 
 import diffopt
 
-from .lib import cli, machine, plots, timing
+from .lib import cli, files, machine, plots, timing
 from .lib.plots import plt
 from .lib.training import data_parallel, make_mesh
 
@@ -277,7 +276,7 @@ def main(argv: list[str] | None = None) -> None:
         "rows": rows,
         "model": {"matrix": MATRIX, "vector": VECTOR, "links": LINKS, "limits": found},
     }
-    (out / "scaling.json").write_text(json.dumps(result, indent=2) + "\n")
+    files.write_json(out / "scaling.json", result)
     plot_costs(rows, parameters, operations, out / "scaling.png")
     print(f"Wrote {out / 'scaling.json'}, {out / 'scaling.png'}")
 
@@ -294,6 +293,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--repeats", type=cli.at_least_one, default=20, help="timed steps (default %(default)s)"
     )
     args = parser.parse_args(argv)
+    cli.once("--devices", args.devices)
     if min(args.devices) != 1:
         parser.error("--devices: the least must be 1, to which the others are compared")
     if args.width < 256 or any(args.width % n for n in args.devices):

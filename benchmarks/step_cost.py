@@ -7,7 +7,6 @@ updates take turns, and each begins its turn with a step that is not timed. A tr
 parameters is for a GPU: `--trees billion`.
 """
 
-import json
 import statistics
 import sys
 import warnings
@@ -23,7 +22,7 @@ from rich.table import Table
 
 import diffopt
 
-from .lib import cli, machine, models, timing
+from .lib import cli, files, machine, models, timing
 from .lib.models import filled
 
 LEARNING_RATE, TEMPERATURE = 1e-3, 1e-5
@@ -203,30 +202,27 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--json", type=cli.writable, help="write the figures to this file")
     args = parser.parse_args(argv)
+    cli.once("--trees", args.trees)
 
     console = Console()
     about, missing = machine.describe(), list[str]()
     rows: list[list[dict]] = []
+    config: dict[str, Any] = {"trees": args.trees, "repeats": args.repeats}
+    config |= {"learning_rate": LEARNING_RATE, "temperature": TEMPERATURE, "donated": True}
     with Progress(console=Console(stderr=True), transient=True) as progress:
         for name in args.trees:
             table, missed = measure(name, args.repeats, progress)
             rows.append(table)
             missing += [line for line in missed if line not in missing]
+            if args.json:  # whatever comes after
+                found = [row for table in rows for row in table]
+                result = {"config": config, "machine": about, "missing": missing, "rows": found}
+                files.write_json(args.json, result)
     for table in rows:
         console.print(render(table))
     for line in missing:
         console.print(line)
     console.print(machine.line(about))
-    if args.json:
-        config = {"trees": args.trees, "repeats": args.repeats}
-        config |= {"learning_rate": LEARNING_RATE, "temperature": TEMPERATURE, "donated": True}
-        result = {
-            "config": config,
-            "machine": about,
-            "missing": missing,
-            "rows": [row for table in rows for row in table],
-        }
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ short epochs with and without it that take turns: the median of the ratios of ne
 
 import importlib.util
 import itertools
-import json
 import statistics
 import sys
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from rich.progress import Progress
 
 import diffopt
 
-from .lib import cli, machine, models, timing, training
+from .lib import cli, files, machine, models, timing, training
 
 BATCH, LEARNING_RATE, DIFFUSION, WORKERS = 100, 0.01, 1 / 50_000, 2
 PAIRED_STEPS = 10
@@ -238,7 +237,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{name} over without: {median:.3f} ± {error:.3f} ({args.pairs} pairs)")
     print(machine.line(result["machine"]))
     if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+        files.write_json(args.json, result)
 
 
 if __name__ == "__main__":

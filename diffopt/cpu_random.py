@@ -14,7 +14,7 @@ interleaved steps on 2 cores of an AMD EPYC (Zen 5), 2026-11-21, on jax 0.10.2 a
     Held by `test_the_fused_form_is_the_one_used_on_a_cpu` and the tests of equality with
     `jax.random.normal`. Delete it when XLA's CPU backend fuses `jax.random.bits`.
 
-`in_memory`: words that are used 32 times over, or by many small leaves, are computed once.
+`in_memory`: words that are used 4 or 32 times over, or by many small leaves, are computed once.
     Costs 3.5 and 4.9 (Rademacher, the same leaves: 0.44 ns), and half of the time to compile a
     ResNet-18 tree. Held by `test_a_step_is_one_pass_over_memory`. Delete it when XLA no longer
     computes anew, at each use, what it can fuse.

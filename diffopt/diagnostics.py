@@ -162,8 +162,8 @@ def gradient_noise_temperature(
     Gradients with noise of variance σ² along a direction give it at each step an increment of
     variance η²σ² that the sampler knows nothing of. That direction is then not at T, but at
 
-        T + a            with `sgld` (m = 0) and `sghmc`,    a = ησ² / (2(1 - m))
-        T (T + a)/(T + ā)     with `sgnht`,    ā the mean of a over all directions
+        T + a                with `sgld` (m = 0) and `sghmc`,  a = ησ² / (2(1 - m))
+        T (T + a)/(T + ā)    with `sgnht`,  ā the mean of a over all directions
 
     so that on kθ²/2 the variance along it is that temperature over k (beside the error of a finite
     step), and intervals are too wide by the factor √(1 + a/T), or √((T + a)/(T + ā)). Look at it

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .bits16 import random_16_bits
 from .cpu_random import NoiseFunction, in_memory, is_constant, random_bits, random_normal
 from .gaussian16 import gaussian16
 from .trees import by_shards, check_inexact
@@ -128,10 +129,8 @@ def increments(key: jax.Array, tree: Any, noise: Noise) -> Any:
 @jax.jit
 @by_shards
 def random_bits_like(key: jax.Array, tree: Any) -> Any:
-    """A random 32-bit word for each element of `tree`, a tree of uint32 of its shapes."""
+    """16 random bits for each element of `tree`: a tree of uint32 of its shapes."""
     leaves, treedef = jax.tree.flatten(tree)
     keys = jax.random.split(key, len(leaves))
-    shapes = [jnp.shape(leaf) for leaf in leaves]
-    return jax.tree.unflatten(
-        treedef, [random_bits(k, s, jnp.uint32) for k, s in zip(keys, shapes, strict=True)]
-    )
+    bits = [random_16_bits(k, jnp.shape(leaf)) for k, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(treedef, bits)

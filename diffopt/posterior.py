@@ -388,7 +388,7 @@ def _mean(fn: Callable[..., Any], samples: Any, good: jax.Array, args: Any, batc
 
     shapes = jax.eval_shape(lambda sample: fn(sample, *args), instead)
     zeros = jax.tree.map(
-        lambda v: jnp.zeros(v.shape, jnp.promote_types(v.dtype, jnp.float32)), shapes
+        lambda v: jnp.zeros(v.shape, np.promote_types(v.dtype, np.float32)), shapes
     )
     batches, rest = divmod(length, size)
     carry = jax.lax.fori_loop(0, batches, lambda i, c: add(c, i * size, size), (zeros, zeros))

@@ -88,7 +88,7 @@ def gaussian_prior(
 
     References:
       The localized posterior: Lau et al., `The Local Learning Coefficient
-      <https://arxiv.org/abs/2308.12108>`_, 2023, eq. 10.
+      <https://arxiv.org/abs/2308.12108>`_, AISTATS 2025.
     """
     check_number("variance", variance, positive=True)
     check_scalar("temperature", temperature)

@@ -51,14 +51,14 @@ def _unit(p: jax.Array) -> jax.Array:
 
 
 def _round(x: jax.Array, dtype: Any, bits: jax.Array) -> jax.Array:
-    """One of the two neighbours of the float32 `x` in `dtype`, at random, so that its mean is x.
+    """One of the two neighbours of the float32 `x` in `dtype`, by 16 random bits; its mean is x.
 
     Within one spacing beyond the largest number it is the largest number.
     """
     info = jnp.finfo(dtype)
     width = 23 - info.nmant
     spacing = _spacing(x, dtype)
-    chance = (bits & np.uint32(2**width - 1)).astype(jnp.float32) * np.float32(2.0**-width)
+    chance = (bits << 16 >> (32 - width)).astype(jnp.float32) * np.float32(2.0**-width)
     size = jnp.floor(jnp.abs(x) / spacing + chance) * spacing
     largest = np.float32(info.max)
     near = jnp.abs(x) - largest < _spacing(jnp.asarray(largest), dtype)
@@ -76,6 +76,26 @@ def _widen(p: Any) -> Any:
 
 def _residual(p: jax.Array, q: jax.Array) -> jax.Array:
     return q.astype(jnp.float32) * _unit(p)
+
+
+def _partner(bits: jax.Array) -> jax.Array:
+    """A second number of 16 bits: with `bits` it is a point of a lattice that is even in a square.
+
+    Its factor is the odd number nearest to 2¹⁶ over the golden ratio.
+    """
+    return bits * np.uint32(40503) & np.uint32(0xFFFF)
+
+
+def _together(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`x` and `y`, of at most 16 bits each, by way of one word, as what they have in common.
+
+    On a CPU XLA would compute that, a whole update, once for each of them.
+    """
+    cast = jax.lax.bitcast_convert_type
+    unsigned = [jnp.dtype(f"uint{8 * z.dtype.itemsize}") for z in (x, y)]
+    low, high = (cast(z, u).astype(jnp.uint32) for z, u in zip((x, y), unsigned, strict=True))
+    word = low | high << 16
+    return cast(word.astype(unsigned[0]), x.dtype), cast((word >> 16).astype(unsigned[1]), y.dtype)
 
 
 def _exact(params: Any, residual: Any) -> Any:
@@ -223,8 +243,10 @@ def low_precision(
             update = (rounded.astype(jnp.float32) - start).astype(g.dtype)
             after = (p + update).astype(p.dtype)  # as optax.apply_updates does
             rest = (moved - (after.astype(jnp.float32) - start)) / _unit(after)
-            rest = jnp.floor(rest + (bits >> 16).astype(jnp.float32) * np.float32(2**-16))
-            return update, jnp.clip(rest, -(2**15), 2**15 - 1).astype(jnp.int16)
+            rest = jnp.floor(rest + _partner(bits).astype(jnp.float32) * np.float32(2**-16))
+            rest = jnp.clip(rest, -(2**15), 2**15 - 1).astype(jnp.int16)
+            rounded, rest = _together(rounded, rest)
+            return (rounded.astype(jnp.float32) - start).astype(g.dtype), rest
 
         steps = jax.tree.map(
             step, params, updates, inner, state.residual, random_bits_like(subkey, params)

@@ -268,10 +268,15 @@ def run_chains(
     )
     begin, advance = _programs(plan)
     params, data = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), (params, data))
+    keys = None
+    if opt_state is None:
+        own, examples = jax.random.split(derive_key(key, "sample"))
+        first_chain = jax.tree.map(lambda p: p[0], params) if led else params
+        keys = _chain_keys(tx, first_chain, num_chains, own), examples
     if plan.mesh is not None:
         data = jax.device_put(data, NamedSharding(plan.mesh, ALL))
         params = jax.device_put(params, NamedSharding(plan.mesh, EACH if led else ALL))
-    carry = begin(params, opt_state, derive_key(key, "sample"), data)
+    carry = begin(params, opt_state, keys, data)
 
     done, length = 0, 1
     pieces: list[Any] = []
@@ -309,7 +314,7 @@ def run_chains(
     else:
         kept_samples = _first_draws(kept.samples, bisect.bisect_left(due, done))
     diverged = np.asarray(kept.diverged)
-    last = np.asarray(jax.jit(jax.vmap(is_finite))(params))
+    last = np.asarray(_finite_chains(params))
     diverged = np.where((diverged < 0) & ~last, done, diverged)
     diverged = np.where(diverged < 0, -1, base + diverged)
     for chain in np.flatnonzero(diverged >= 0):
@@ -320,6 +325,9 @@ def run_chains(
         )
     draws, losses, temperatures = kept_samples
     return Samples(draws, losses, temperatures, params, state, diverged)
+
+
+_finite_chains = jax.jit(jax.vmap(is_finite))
 
 
 def _first_draws(samples: Any, number: int) -> Any:
@@ -496,16 +504,18 @@ def _programs(plan: _Plan) -> tuple[Callable[..., Any], Callable[..., Any]]:
         meter = jax.tree.map(lambda s: jnp.zeros(s.shape[:1], s.dtype), kept.samples[1:])
         return jax.lax.fori_loop(0, length, one_step, ((params, state, kept), meter))
 
-    def begin(params: Any, state: SampleState | None, key: jax.Array, data: Any) -> Any:
+    def begin(params: Any, state: SampleState | None, keys: Any, data: Any) -> Any:
         if state is None:
+            chain_keys, examples = keys
             params = jax.tree.map(
                 lambda p: p if plan.led else jnp.broadcast_to(p, (num_chains, *p.shape)), params
             )
             zero, order = jnp.zeros([], jnp.int32), None
             if batch_size is not None:
                 order = jnp.arange(plan.num_examples, dtype=jnp.int32)
-            key, examples = jax.random.split(key)
-            opt_state = _first_state(tx, params, num_chains, key)
+            opt_state = jax.tree.map(
+                lambda k, s: k if _is_key(k) else s, chain_keys, jax.vmap(tx.init)(params)
+            )
             state = SampleState(opt_state, zero, zero, examples, order)
         if batch_size is None:
             batch, axis = () if data is None else (data,), None
@@ -558,23 +568,21 @@ def next_batch(
     return state._replace(key=key, order=order, position=position), order[places % number]
 
 
-def _first_state(
-    tx: optax.GradientTransformation, params: Any, num_chains: int, key: jax.Array
-) -> Any:
-    """The state of each chain, with `key` folded into the keys that `split_keys` splits."""
-    is_key = lambda x: jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
 
+
+def _chain_keys(tx: Any, params: Any, num_chains: int, key: jax.Array) -> Any:
+    """For each key in the state of `tx`, those of the chains, into which `key` is folded."""
     first, second = jax.random.bits(key, (2,))
 
     def fold(leaf: Any) -> Any:
-        if not is_key(leaf):
-            return leaf
+        if not _is_key(leaf):
+            return jnp.zeros([])  # holds the place, by which `split_keys` tells keys apart
         both = lambda k: jax.random.fold_in(jax.random.fold_in(k, first), second)
         return jax.vmap(both)(leaf.reshape(-1)).reshape(leaf.shape)
 
-    one = jax.tree.map(fold, tx.init(jax.tree.map(lambda p: p[0], params)))
-    own = jax.vmap(tx.init)(params)  # for what depends on the start
-    return jax.tree.map(lambda s, o: s if is_key(s) else o, split_keys(one, num_chains), own)
+    return split_keys(jax.tree.map(fold, tx.init(params)), num_chains)
 
 
 @contextmanager

@@ -66,12 +66,14 @@ def find_step_size(
 
     From `params` on, which should be near a minimum, `num_chains` chains run at each of 12 step
     sizes at once: first over ten decades and 100 steps, to see where they diverge; then for
-    `num_steps` from there downwards by factors of 2, and once more within the factor that is
-    left. The later half of the steps is measured. The configurational temperature of a direction
-    e is the mean of e·(θ - θ₀) e·∇L, θ₀ the start: its origin changes nothing but the variance.
-    A size is good where no chain diverges; the stiffest direction is within `tolerance` of T, as
-    the curve that rises with the step size tells it which is nearest to the measured values; and
-    no leaf, nor the velocities, are hotter than that by more than two standard errors.
+    `num_steps` from there downwards by factors of 2, and once more around the longest good one by
+    factors of 1.12. The later half of the steps is measured. The configurational temperature of a
+    direction e is the mean of e·(θ - θ₁) e·∇L, θ₁ where a quarter of the steps is over: the origin
+    changes nothing but the variance, and what has not settled by then reads cold.
+    A size is good where no chain diverges; where the stiffest direction is within `tolerance` of
+    T by the power law of the step size that fits the excess best (it is linear for `sgld`), and
+    by its own measurement up to two standard errors; and where no leaf, nor the velocities, are
+    hotter than that.
 
     A leaf that is colder has not settled, which is no fault of the step size: there is a warning.
     Flat directions of a network may never reach T.
@@ -84,7 +86,7 @@ def find_step_size(
       sampler: `sampler(step_size, temperature, key=key)` gives a transformation, as `sgld`,
         `sghmc`, `baoab` and `sgnht` do. The loss has to hold priors and weight decay.
       loss: as in `sample`.
-      params: the start θ₀ of all chains.
+      params: the start of all chains.
       data: as in `sample`.
       temperature: T > 0.
       tolerance: the largest relative error of a temperature.
@@ -149,8 +151,9 @@ def find_step_size(
             sizes = sizes * 0.5**SIZES
             table = _merge(table, measure(sizes, turn, num_steps)[0], tolerance)
     if table.good.any():
-        between = table.step_size[table.good].max() * 2.0 ** (1 - np.arange(1, SIZES + 1) / SIZES)
-        table = _merge(table, measure(between, 4, num_steps)[0], tolerance)
+        around = 4.0 ** ((6 - np.arange(SIZES)) / SIZES)  # from 2 to 0.56
+        sizes = table.step_size[table.good].max() * around
+        table = _merge(table, measure(sizes, 4, num_steps)[0], tolerance)
     if not table.good.any():
         raise ValueError(
             "no step size is good: the stiffest direction is at"
@@ -207,32 +210,42 @@ def _merge(one: StepSizes, other: StepSizes, tolerance: float) -> StepSizes:
 
 
 def _good(table: StepSizes, tolerance: float) -> np.ndarray:
-    """Which sizes are at the temperature, that of the stiffest direction as a rising curve."""
-    error = table.standard_error
-    finite = np.isfinite(table.stiffest) & np.isfinite(error["stiffest"])
-    rising = np.full(len(finite), np.inf)
-    rising[finite] = _falling(table.stiffest[finite], error["stiffest"][finite])
-    good = np.abs(rising - 1) <= tolerance
-    others = ("overall", "kinetic", "per_leaf")
-    for value, e in zip(
-        jax.tree.leaves([getattr(table, name) for name in others]),
-        jax.tree.leaves([error[name] for name in others]),
-        strict=True,
-    ):
-        with np.errstate(invalid="ignore"):
-            good &= value - 2 * e <= 1 + tolerance
+    """Which sizes are at the temperature."""
+    errors = table.standard_error
+    good = _excess(table, tolerance) <= tolerance / (1 + tolerance)
+    good &= np.abs(table.stiffest - 1) <= tolerance + 2 * errors["stiffest"]
+    names = ("overall", "kinetic", "per_leaf")
+    values = jax.tree.leaves([getattr(table, name) for name in names])
+    for value, error in zip(values, jax.tree.leaves([errors[n] for n in names]), strict=True):
+        good &= value <= 1 + tolerance + 2 * error
     return good
 
 
-def _falling(values: np.ndarray, errors: np.ndarray) -> np.ndarray:
-    """The falling sequence nearest to `values`: neighbours out of order are pooled."""
-    pools: list[list[float]] = []  # value, weight, length
-    for value, weight in zip(values, 1 / np.maximum(errors, 1e-12) ** 2, strict=True):
-        pools.append([value, weight, 1])
-        while len(pools) > 1 and pools[-2][0] < pools[-1][0]:
-            (a, v, m), (b, w, n) = pools.pop(-2), pools.pop()
-            pools.append([(a * v + b * w) / (v + w), v + w, m + n])
-    return np.concatenate([np.full(int(n), value) for value, _, n in pools])
+def _excess(table: StepSizes, tolerance: float) -> np.ndarray:
+    """1 - T/T̂ in the stiffest direction, by the power law of the step size that fits best.
+
+    It is ηk/2 for `sgld` on a quadratic. Sizes far too hot or not yet settled are left out.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        y = 1 - 1 / table.stiffest
+        error = table.standard_error["stiffest"] / table.stiffest**2
+        used = (
+            (table.stiffest > 0)
+            & (table.stiffest < 1.5)
+            & (y > -tolerance - 2 * error)
+            & (error > 0)
+        )
+    if not used.any():
+        return np.full(len(y), np.inf)
+    y, weight = y[used], 1 / error[used] ** 2
+    relative = table.step_size / table.step_size[used].max()
+    fits = []
+    for power in np.linspace(0.5, 4, 36):
+        x = relative[used] ** power
+        slope = max(np.sum(weight * x * y) / np.sum(weight * x**2), 0.0)
+        fits.append((np.sum(weight * (y - slope * x) ** 2), slope, power))
+    _, slope, power = min(fits)
+    return slope * relative**power
 
 
 @partial(jax.jit, static_argnames=("loss", "batch_size"))
@@ -297,8 +310,8 @@ def _measure(
     zero = jnp.zeros([], jnp.int32)
     place = SampleState((), zero, zero, order_key, order)
 
-    def see(theta: Any, grads: Any, state: Any) -> jax.Array:
-        away = jax.tree.map(jnp.subtract, theta, params)
+    def see(theta: Any, origin: Any, grads: Any, state: Any) -> jax.Array:
+        away = jax.tree.map(jnp.subtract, theta, origin)
         size = sum(p.size * (1 + jnp.iscomplexobj(p)) for p in jax.tree.leaves(params))
         stiffest = mean_product(axis, away) * mean_product(axis, grads) * size**2
         leaves = jax.tree.leaves(jax.tree.map(mean_product, away, grads))
@@ -306,20 +319,23 @@ def _measure(
             leaves.append(kinetic_temperature(state).overall)
         return jnp.stack([stiffest, mean_product(away, grads), *leaves]) / temperature
 
-    def step(eta: Any, theta: Any, state: Any, batch: Any) -> Any:
+    def step(eta: Any, theta: Any, origin: Any, state: Any, batch: Any) -> Any:
         value, grads = jax.value_and_grad(loss)(theta, *batch)
         grads = jax.tree.map(jnp.conj, grads)
-        seen = see(theta, grads, state)
+        seen = see(theta, origin, grads, state)
         updates, state = make(eta, 0).update(grads, state, theta, value=value)
         return optax.apply_updates(theta, updates), state, seen, value.astype(jnp.float32)
 
     def step_all(t: jax.Array, carry: Any) -> Any:
-        theta, state, place, sums, counts, first, last = carry
+        theta, origin, state, place, sums, counts, first, last = carry
         batch, batch_axis = () if data is None else (data,), None
         if batch_size is not None:
             place, index = next_batch(place, jnp.arange(number), batch_size)
             batch, batch_axis = (jax.tree.map(lambda x: x[index], data),), 0
-        theta, state, seen, value = jax.vmap(step, (0, 0, 0, batch_axis))(etas, theta, state, batch)
+        origin = jax.tree.map(lambda o, p: jnp.where(t == num_steps // 4, p, o), origin, theta)
+        theta, state, seen, value = jax.vmap(step, (0, 0, 0, 0, batch_axis))(
+            etas, theta, origin, state, batch
+        )
         late = t >= num_steps // 2
         block = (t - num_steps // 2) * BLOCKS // (num_steps - num_steps // 2)
         block = jnp.where(late, block, BLOCKS)  # dropped
@@ -327,12 +343,12 @@ def _measure(
         counts = counts.at[block].add(1, mode="drop")
         first = jnp.where(t == 0, value, first)
         last = last + jnp.where(late, value, 0)
-        return theta, state, place, sums, counts, first, last
+        return theta, origin, state, place, sums, counts, first, last
 
     theta = jax.tree.map(lambda p: jnp.broadcast_to(p, (number, *p.shape)), params)
-    seen = jax.eval_shape(jax.vmap(see), theta, theta, state)
+    seen = jax.eval_shape(jax.vmap(see), theta, theta, theta, state)
     carry = (
-        theta, state, place,
+        theta, theta, state, place,
         jnp.zeros((BLOCKS, *seen.shape)), jnp.zeros(BLOCKS), jnp.zeros(number), jnp.zeros(number),
     )  # fmt: skip
     *_, sums, counts, first, last = jax.lax.fori_loop(0, num_steps, step_all, carry)

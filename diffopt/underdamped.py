@@ -271,7 +271,10 @@ def sgnht(
     Since α ≤ 1, the step can take out noise of up to ησ² ≈ 2mT. There is one thermostat for
     all parameters: it holds their mean temperature. The noise of real minibatches differs by
     direction: noisier directions than the mean stay warmer than T and pay by the others' being
-    colder, while the mean reads T. `optax.partition` gives each group of parameters its own
+    colder, while the mean reads T. So a kinetic and a configurational temperature of T are
+    necessary for equilibrium, not sufficient; a direction of noise σ² is near T (T + a)/(T + ā),
+    a = ησ²/(2(1 - m)), ā its mean: `gradient_noise_temperature` measures both before you trust an
+    interval. `optax.partition` gives each group of parameters its own
     thermostat, and each then needs its own `key`. K weighs velocities that remember some
     1/(1 - m) steps by the present η, so η must change little in as many: a cycle has to be much
     longer.

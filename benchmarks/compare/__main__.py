@@ -11,7 +11,7 @@ share its batches, those of other hosts too. Then the article's five claims for 
 tried, each where it is decided: see `trial`.
 """
 
-import sys
+import contextlib
 from typing import Any
 
 import jax
@@ -31,37 +31,52 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if chosen.distributed:
         distributed.connect()
+    with contextlib.ExitStack() as held:
+        return compare(chosen, held)
+
+
+def compare(chosen: options.Options, held: contextlib.ExitStack) -> int:
+    """Train and report; the folders written into are locked until `held` is closed."""
     first = jax.process_index() == 0
     console = Console(quiet=not first)
+    with distributed.together():
+        dataset, ood_images = distributed.all_or_none(lambda: run.prepare(chosen, console))
+        distributed.agree(run.arguments(chosen, dataset))
+        distributed.all_or_none(lambda: run.claim(chosen, held))
     found: dict[str, Any] = {
         "config": options.config(chosen), "machine": machine.describe(), "runs": [],
         "claims": [],
     }  # fmt: skip
-    dataset, ood_images = distributed.all_or_none(lambda: run.prepare(chosen, console))
-    if first:
-        metrics.save(chosen.out, found)
     predictions: dict[str, run.Predictions] = {}  # of each optimizer's first run
-    status = 0
+    stop = None
     try:
-        for record, predicted in run.train_all(chosen, dataset, ood_images, console):
-            predictions.setdefault(record["optimizer"], predicted)
-            found["runs"].append(record)
-            if first:
+        with distributed.together():
+            for record, predicted in run.train_all(chosen, dataset, ood_images, console):
+                predictions.setdefault(record["optimizer"], predicted)
+                found["runs"].append(record)
+                if not first:
+                    continue
+                if len(found["runs"]) == 1:
+                    metrics.keep_earlier(chosen.out, found["config"], bool(chosen.checkpoint))
                 metrics.save(chosen.out, found)
         with console.status("the trial") as bar:
             say = lambda claim: bar.update(f"the trial: {claim}")
             for entries in trial.run(chosen.claims, chosen.size, chosen.out, say):
                 found["claims"] += entries
                 metrics.save(chosen.out, found)
-    except KeyboardInterrupt:
-        console.print(f"[yellow]Interrupted: keeping the {len(found['runs'])} finished runs.")
-        status = 130
+    except (KeyboardInterrupt, cli.Refusal) as error:
+        stop = error
+        number = len(found["runs"])
+        kept = f"keeping the {number} finished runs" if number else "no run was finished"
+        console.print(f"[yellow]{cli.stop_name(error).capitalize()}: {kept}.")
     if first and found["runs"]:
         report.write(chosen.out, found, predictions, dataset)
         report.show(console, found)
         console.print(f"Wrote {', '.join(str(chosen.out / f) for f in report.FILES)}")
-    return status
+    if stop:
+        raise stop
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    distributed.leave(main())

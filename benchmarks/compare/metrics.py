@@ -1,34 +1,34 @@
 """`metrics.json`: what was asked for, the machine, and a record of every run."""
 
+import contextlib
 import json
-import math
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..lib import files
 from ..lib.training import second_half
 
 
 def save(out: Path, metrics: dict[str, Any]) -> None:
     """Write `metrics.json`."""
-    write_json(out / "metrics.json", metrics)
+    files.write_json(out / "metrics.json", metrics, indent=1)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a file at once or not at all; a number that is not finite becomes null."""
+def keep_earlier(out: Path, config: dict[str, Any], goes_on: bool) -> None:
+    """Make an earlier `metrics.json` `metrics.previous.json`.
 
-    def finite(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: finite(v) for k, v in value.items()}
-        if isinstance(value, list):
-            return [finite(v) for v in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(finite(value), indent=1, allow_nan=False))
-    os.replace(part, path)
+    A run that goes on from checkpoints has its own there, of the same `config`, to be replaced.
+    """
+    file = out / "metrics.json"
+    try:
+        if goes_on and json.loads(file.read_text("utf-8"))["config"] == config:
+            return
+    except (OSError, ValueError, LookupError, TypeError):
+        pass  # none, or not of a comparison
+    with contextlib.suppress(FileNotFoundError):
+        file.replace(out / "metrics.previous.json")
 
 
 def runs_of(metrics: dict[str, Any], name: str) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import optax
 
 import diffopt
@@ -131,7 +132,9 @@ def parse(argv: list[str] | None, doc: str | None) -> Options:
         "--epochs", type=cli.at_least_one,
         help=f"default: 12 on digits, 10 on cifar10, {QUICK_EPOCHS} with --quick",
     )  # fmt: skip
-    parser.add_argument("--batch-size", type=int, help="default: 32 on digits, 100 on cifar10")
+    parser.add_argument(
+        "--batch-size", type=cli.at_least_one, help="default: 32 on digits, 100 on cifar10"
+    )
     parser.add_argument(
         "--seeds", type=cli.at_least_one, help="how many (default 3, 1 with --quick)"
     )
@@ -175,8 +178,11 @@ def parse(argv: list[str] | None, doc: str | None) -> Options:
         parser.error("--claims and --tune with --distributed: the trial is of one process")
     if args.tune and args.no_claims:
         parser.error("--tune with --no-claims: nothing to tune")
-    if args.distributed and args.checkpoint:
-        parser.error("--checkpoint with --distributed: only a run of one process can be saved")
+    cli.once("--optimizers", args.optimizers)
+    for option, values in (
+        ("--learning-rate", args.learning_rate), ("--temperature", args.temperature)
+    ):  # fmt: skip
+        cli.once(option, [name for name, _ in values])
     if args.dataset not in DEFAULTS:
         parser.error(f"unknown dataset {args.dataset!r}: choose one of {', '.join(DEFAULTS)}")
     for name, _ in args.learning_rate + args.temperature:
@@ -259,6 +265,6 @@ def fingerprint(options: Options) -> dict[str, Any]:
         "--sweep": options.sweep,
         "--learning-rate": " ".join(f"{o.name}={o.learning_rate}" for o in options.optimizers),
         "--temperature": " ".join(f"{o.name}={o.temperature}" for o in options.optimizers),
-        "device": machine.device(),
+        "device": jax.devices()[0].device_kind,
         **machine.versions(("diffopt", "jax", "jaxlib", "optax", "flax", "numpy")),
     }

@@ -62,7 +62,7 @@ def plot_curves(metrics: dict[str, Any], path: Path) -> None:
             axes[3].plot(*zip(*points, strict=True), color=COLORS[name], marker="o", linewidth=1.8)
         axes[3].set(title="test error, %", xlabel="learning rate", xscale="log")
     for ax in axes:
-        ax.set_yscale("log")
+        plots.log_scale(ax)
         ax.grid(**plots.GRID)
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     plots.save(fig, path)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..lib import files
 from ..lib.data import Data
 from ..lib.scores import plus_minus
 from . import plots
@@ -109,7 +110,7 @@ def write(
     figures = {
         name: base64.b64encode((out / f"{name}.png").read_bytes()).decode() for name in names
     }
-    (out / "report.html").write_text(page(metrics, figures, shown))
+    files.write(out / "report.html", page(metrics, figures, shown))
 
 
 def verdicts(metrics: dict[str, Any]) -> list[panel.Summary]:

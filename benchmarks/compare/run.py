@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,8 +13,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..lib import checkpoint, cli, data, models, training
+from ..lib import checkpoint, cli, data, files, machine, models, training
 from ..lib.scores import evaluate, ood_auroc
+from . import distributed
 from .options import Optimizer, Options, build, fingerprint
 
 SWEEP = (0.1, 1 / 3, 3.0, 10.0)
@@ -27,20 +29,16 @@ class Predictions(NamedTuple):
 
 
 def prepare(options: Options, console: Console) -> tuple[data.Data, jax.Array]:
-    """The data and the images of no class, once all else that a run needs is there too.
+    """The data and the images of no class. Nothing is written.
 
     Raises:
-      Refusal: it is not.
+      Refusal: they, or the devices, are not what a run needs.
     """
     devices = jax.device_count()
     if options.distributed and options.batch_size % devices:
         raise cli.Refusal(
             f"--batch-size {options.batch_size}: must be a multiple of the {devices} devices"
         )
-    if options.checkpoint:
-        checkpoint.claim(options.checkpoint, fingerprint(options))
-    if jax.process_index() == 0:
-        cli.make_folder(options.out)
     with console.status(f"reading {options.dataset}"):
         dataset = data.load(options.dataset, options.data_dir)
         ood_images = data.out_of_distribution(options.dataset)
@@ -48,6 +46,31 @@ def prepare(options: Options, console: Console) -> tuple[data.Data, jax.Array]:
     if not 1 <= options.batch_size <= examples:
         raise cli.Refusal(f"--batch-size {options.batch_size}: must be from 1 to {examples}")
     return dataset, ood_images
+
+
+def arguments(options: Options, dataset: data.Data) -> dict[str, Any]:
+    """What has to be the same in all processes that train together."""
+    if not options.distributed:
+        return {}
+    digest = checkpoint.digest(dataset, None)[:8]
+    return fingerprint(options) | {"--checkpoint": options.checkpoint, "data": digest}
+
+
+def claim(options: Options, held: ExitStack) -> None:
+    """Make the folders that are written into, in the first process, and lock them in `held`.
+
+    Raises:
+      Refusal: one cannot be written, or is that of other settings or of another run.
+    """
+    if jax.process_index():
+        return
+    cli.make_folder(options.out)
+    held.enter_context(files.lock(options.out, "--out"))
+    if options.checkpoint:
+        cli.make_folder(options.checkpoint, "--checkpoint")
+        held.enter_context(files.lock(options.checkpoint, "--checkpoint"))
+        devices = f"{machine.device()} of {jax.process_count()} processes"
+        checkpoint.claim(options.checkpoint, fingerprint(options), devices)
 
 
 def train_all(
@@ -90,6 +113,7 @@ class Program(NamedTuple):
     optimizer: Optimizer
     graphdef: Any
     start: Callable[[int], tuple[Any, Any, jax.Array]]
+    replicate: Callable[[Any], Any]
     epoch: Any
     train_set: tuple[jax.Array, jax.Array]
     compile_time: float
@@ -98,7 +122,8 @@ class Program(NamedTuple):
 def compile_epoch(optimizer: Optimizer, batch_size: int, dataset: data.Data) -> Program:
     """Compile an epoch in which all devices share every batch.
 
-    `start` gives the parameters, the optimizer's state and the key of the order of the data.
+    `start` gives the parameters, the optimizer's state and the key of the order of the data, and
+    `replicate` puts such arrays on all devices.
     """
     mesh = training.make_mesh(batch_size)
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -117,7 +142,7 @@ def compile_epoch(optimizer: Optimizer, batch_size: int, dataset: data.Data) -> 
     epoch = training.make_epoch(graphdef, build(optimizer, 0), batch_size, mesh)
     compiled = epoch.lower(*start(0), *train_set).compile()
     compile_time = time.perf_counter() - clock
-    return Program(optimizer, graphdef, start, compiled, train_set, compile_time)
+    return Program(optimizer, graphdef, start, replicate, compiled, train_set, compile_time)
 
 
 def train(
@@ -157,14 +182,25 @@ def train(
     sums = [jnp.zeros((len(x), 10)) for x in images]
     history: list[dict[str, Any]] = []
     losses: list[float] = []  # those after the last mean of 200
+    checkpoints = None
     if options.checkpoint:
-        checkpoints = checkpoint.manager(options.checkpoint / f"{name} {lr} seed {seed}")
-        (params, opt_state, sums), log = checkpoint.restore(
-            checkpoints, (params, opt_state, sums), {"history": history, "losses": losses}
-        )
-        history, losses = log["history"], log["losses"]
-        for entry in history:
-            show(entry)
+        if jax.process_index() == 0:
+            checkpoints = checkpoint.manager(options.checkpoint / f"{name} {lr} seed {seed}")
+        start = params, opt_state, sums
+
+        def restore() -> Any:
+            found = checkpoint.restore(checkpoints, start)
+            return found and (jax.tree.leaves(found[0]), found[1])
+
+        found = distributed.from_first(restore)
+        if found:
+            leaves, log = found
+            state = jax.tree.unflatten(jax.tree.structure(start), leaves)
+            params, opt_state, sums = checkpoint.with_keys(state, start)
+            params, opt_state = program.replicate((params, opt_state))
+            history, losses = log["history"], log["losses"]
+            for entry in history:
+                show(entry)
 
     averaged = training.second_half(options.epochs)
     numbers = range(len(history) + 1, options.epochs + 1)
@@ -190,7 +226,7 @@ def train(
             }
         )
         show(history[-1])
-        if options.checkpoint:
+        if checkpoints:
             log = {"history": history, "losses": losses}
             checkpoint.save(checkpoints, epoch.number, (params, epoch.opt_state, sums), log)
 

@@ -2,38 +2,73 @@
 
 import argparse
 import functools
+import io
 import math
+import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 
 class Refusal(Exception):
     """What cannot be done, told in one sentence."""
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, in short."""
+    return (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")[:200]
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which stops a program as Ctrl-C does."""
+
+
 def program(name: str) -> Callable[..., Callable[..., int]]:
     """Decorate `main(argv)` of the program called `name`, so that it returns its exit status.
 
-    A `Refusal` is told in its one sentence, with status 2; an interrupt ends with status 130.
+    A `Refusal` is told in its one sentence, with status 2; an interrupt ends with status 130, and
+    SIGTERM with 143. What the encoding of the terminal lacks is shown as question marks.
     """
+
+    def terminate(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher may send it twice
+        raise Terminated
 
     def decorate(main: Callable[[list[str] | None], int | None]) -> Callable[..., int]:
         @functools.wraps(main)
         def wrapped(argv: list[str] | None = None) -> int:
+            for stream in (sys.stdout, sys.stderr):
+                if isinstance(stream, io.TextIOWrapper):
+                    stream.reconfigure(errors="replace")
+            before = signal.signal(signal.SIGTERM, terminate)
             try:
                 return main(argv) or 0
             except Refusal as refusal:
                 print(f"{name}: {refusal}", file=sys.stderr)
                 return 2
-            except KeyboardInterrupt:
-                print(f"{name}: interrupted", file=sys.stderr)
-                return 130
+            except KeyboardInterrupt as stop:
+                print(f"{name}: {stop_name(stop)}", file=sys.stderr)
+                return stop_status(stop)
+            finally:
+                signal.signal(signal.SIGTERM, before)
 
         return wrapped
 
     return decorate
+
+
+def stop_name(stop: BaseException) -> str:
+    """What a person calls it."""
+    if isinstance(stop, Terminated):
+        return "terminated"
+    return "interrupted" if isinstance(stop, KeyboardInterrupt) else "stopped"
+
+
+def stop_status(stop: KeyboardInterrupt) -> int:
+    """The exit status of a program that was stopped: 128 and the signal's number."""
+    return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
 
 
 def parser(name: str, doc: str | None, *, out: bool = True) -> argparse.ArgumentParser:
@@ -52,8 +87,8 @@ def parser(name: str, doc: str | None, *, out: bool = True) -> argparse.Argument
     return parser
 
 
-def make_folder(path: Path) -> Path:
-    """The folder of `--out`, made if need be and tried before the work begins.
+def make_folder(path: Path, option: str = "--out") -> Path:
+    """The folder that an option names, made if need be and tried before the work begins.
 
     Raises:
       Refusal: nothing can be written there.
@@ -62,7 +97,7 @@ def make_folder(path: Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
-        raise Refusal(f"--out {path} cannot be written: {error.strerror}") from error
+        raise Refusal(f"{option} {path} cannot be written: {error.strerror}") from error
     return path
 
 
@@ -80,7 +115,7 @@ def at_least(least: int) -> Callable[[str], int]:
     """The type of an argument that is a whole number from `least`."""
 
     def whole(text: str) -> int:
-        if not text.isdigit() or int(text) < least:
+        if not (text.isdecimal() and len(text) < 19) or int(text) < least:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least}")
         return int(text)
 
@@ -88,6 +123,26 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 at_least_one = at_least(1)
+
+
+def once(option: str, names: Sequence[Any]) -> None:
+    """See that no name is there twice.
+
+    Raises:
+      Refusal: one is.
+    """
+    for name in names:
+        if names.count(name) > 1:
+            raise Refusal(f"{option}: {name} is there twice")
+
+
+def differences(one: dict[str, Any], two: dict[str, Any], word: str) -> str:
+    """What `one` has and what, after `word`, `two` has instead; empty where they are equal."""
+    return "; ".join(
+        f"{name} {one.get(name)}, {word} {two.get(name)}"
+        for name in {**one, **two}
+        if one.get(name) != two.get(name)
+    )
 
 
 def positive(text: str) -> float:

@@ -4,6 +4,8 @@ import hashlib
 import importlib.util
 import logging
 import os
+import shutil
+import sys
 import urllib.request
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from .cli import Refusal
+from .cli import Refusal, first_line
 
 
 class Data(NamedTuple):
@@ -84,7 +86,11 @@ def cifar10(data_dir: str | None) -> Data:
     logging.getLogger("absl").setLevel(logging.ERROR)
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder("cifar10", data_dir=data_dir, file_format="array_record")
+    place = data_dir or tfds.core.constants.DATA_DIR
+    try:
+        builder = tfds.builder("cifar10", data_dir=data_dir, file_format="array_record")
+    except Exception as error:  # as many types as there are files that can be damaged
+        raise Refusal(f"cifar10 in {place} is damaged: {first_line(error)}") from error
     if not builder.is_prepared():
         download(builder)
 
@@ -93,15 +99,18 @@ def cifar10(data_dir: str | None) -> Data:
     digest = hashlib.sha256(repr(files).encode()).hexdigest()[:16]
     cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     cache = cache_home / "diffopt" / f"cifar10-{digest}.npz"
-    if cache.exists():
-        arrays = np.load(cache)
-        splits = [arrays[field] for field in Data._fields]
-    else:
-        splits = []
-        for split in ("train", "test"):
-            examples = list(builder.as_data_source(split=split))
-            splits.append(np.stack([e["image"] for e in examples]))
-            splits.append(np.array([e["label"] for e in examples], np.int32))
+    splits = read_cache(cache)
+    if splits is None:
+        try:
+            splits = []
+            for split in ("train", "test"):
+                examples = list(builder.as_data_source(split=split))
+                splits.append(np.stack([e["image"] for e in examples]))
+                splits.append(np.array([e["label"] for e in examples], np.int32))
+        except Exception as error:  # as above
+            raise Refusal(f"cifar10 in {folder} is damaged: {first_line(error)}") from error
+        if fault := wrong(splits):
+            raise Refusal(f"cifar10 in {folder} is damaged: {fault}")
         store(cache, dict(zip(Data._fields, splits, strict=True)))
     train_x, train_y, test_x, test_y = splits
     scale = lambda images: images / np.float32(127.5) - 1
@@ -122,16 +131,49 @@ def download(builder: Any) -> None:
             urllib.request.urlopen(request, timeout=10).close()
         builder.download_and_prepare()
     except Exception as error:  # TensorFlow Datasets' own errors have no common type
-        raise Refusal(f"{missing}, and it could not be downloaded: {error}") from error
+        raise Refusal(f"{missing}, and it could not be downloaded: {first_line(error)}") from error
+
+
+def read_cache(path: Path) -> list[Any] | None:
+    """What `store` saved; None where there is nothing, or it is damaged, which is said."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(path) as arrays:
+            splits = [arrays[field] for field in Data._fields]
+        fault = wrong(splits)
+    except Exception as error:  # of zipfile, zlib, pickle, the operating system, ...
+        fault = first_line(error)
+    if not fault:
+        return splits
+    print(f"the cache {path} is damaged and made anew: {fault}", file=sys.stderr)
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    return None
+
+
+def wrong(splits: list[np.ndarray]) -> str:
+    """What is wrong with the images and labels of CIFAR-10, if anything is."""
+    for images, labels in (splits[:2], splits[2:]):
+        if images.dtype != np.uint8 or images.shape != (len(labels), 32, 32, 3):
+            return f"images of {images.dtype} {images.shape}"
+        if labels.dtype != np.int32 or labels.ndim != 1 or not len(labels):
+            return f"labels of {labels.dtype} {labels.shape}"
+        if labels.min() < 0 or labels.max() > 9:
+            return f"labels from {labels.min()} to {labels.max()}"
+    return ""
 
 
 def store(path: Path, arrays: dict[str, Any]) -> None:
     """Save `arrays` at once or not at all; a cache that cannot be written is done without."""
+    part = path.with_suffix(f".{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        with part.open("wb") as file:
-            np.savez(file, **arrays)
-        part.rename(path)
+        try:
+            with part.open("wb") as file:
+                np.savez(file, **arrays)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
     except OSError as error:
-        logging.getLogger(__name__).warning("no cache of the decoded images: %s", error)
+        print(f"no cache of the decoded images: {error}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """Figures that all look alike."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,9 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+import numpy as np
+
+from . import files
 
 RED, BLUE, GRAY, LIGHT = "#d6336c", "#5b8ff9", "#8d8d8d", "#b9bfca"
 GREEN, ORANGE, VIOLET = "#61b15a", "#f6a04d", "#7b2cbf"
@@ -18,5 +22,16 @@ def save(figure: Any, path: Path, dpi: int = 130) -> None:
     """Write the figure, its axes without frames, and forget it."""
     for ax in figure.get_axes():
         ax.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=dpi)
-    plt.close(figure)
+    content = io.BytesIO()
+    try:
+        figure.savefig(content, dpi=dpi)
+    finally:
+        plt.close(figure)
+    files.write(path, content.getvalue())
+
+
+def log_scale(ax: Any) -> None:
+    """A logarithmic y axis, where a line has a point to show on it: diverged ones have none."""
+    heights = [np.asarray(line.get_ydata(), float) for line in ax.lines]
+    if any(np.any((y > 0) & np.isfinite(y)) for y in heights):
+        ax.set_yscale("log")

@@ -92,8 +92,9 @@ def selective_accuracy(probs: ArrayLike, labels: ArrayLike) -> np.ndarray:
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     """Mean, and standard deviation: NaN where one value tells nothing of it."""
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-    return float(np.mean(values)), deviation
+    with np.errstate(invalid="ignore"):  # of losses that are infinite
+        deviation = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+        return float(np.mean(values)), deviation
 
 
 def plus_minus(values: Sequence[float], decimals: int) -> str:

@@ -203,7 +203,7 @@ def test_a_folder_that_cannot_be_used(run_here, tmp_path, capsys):
         ("/proc/nowhere", "No such file or directory"),
     ):
         assert run_here("--out", tmp_path, "--checkpoint", folder) == 2
-        sentence = f"compare: --checkpoint {folder} cannot be used: {reason}\n"
+        sentence = f"compare: --checkpoint {folder} cannot be written: {reason}\n"
         assert capsys.readouterr().err == sentence
     (tmp_path / "settings.json").write_text("{")
     assert run_here("--out", tmp_path, "--checkpoint", tmp_path) == 2
@@ -231,6 +231,25 @@ def two_epochs(tmp_path_factory):
     return folder
 
 
+def test_keys_are_saved_as_their_data_and_come_back_as_keys(two_epochs):
+    found, _ = checkpoint.restore(checkpoint.manager(two_epochs), STATE)
+    assert found["keys"].dtype == np.uint32
+    state = checkpoint.with_keys(found, STATE)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(STATE), strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape
+    np.testing.assert_array_equal(
+        jax.random.bits(state["keys"][1]), jax.random.bits(STATE["keys"][1])
+    )
+
+
+def test_other_devices_go_on_and_say_so(tmp_path, capsys):
+    for devices in ("4 x cpu of 2 processes", "4 x cpu of 2 processes", "1 x cpu of 1 processes"):
+        assert not capsys.readouterr().err
+        checkpoint.claim(tmp_path, {"--epochs": 3}, devices)
+    said = f"--checkpoint {tmp_path} was made on 4 x cpu of 2 processes and goes on on 1 x cpu"
+    assert capsys.readouterr().err.startswith(said)
+
+
 def harm(file, how):
     content = bytearray(file.read_bytes())
     if how == "deleted":
@@ -254,7 +273,7 @@ def test_any_file_damaged_gives_one_epoch_or_the_other_and_never_a_mixture(
         shutil.copytree(two_epochs, folder)
         harm(folder / name, how)
         checkpoints = checkpoint.manager(folder)
-        state, record = checkpoint.restore(checkpoints, STATE, None)
+        state, record = checkpoint.restore(checkpoints, STATE)
         said = capsys.readouterr().err
         older = bool(state["count"] == 6)
         fell_back += older
@@ -263,7 +282,7 @@ def test_any_file_damaged_gives_one_epoch_or_the_other_and_never_a_mixture(
         assert np.isnan(record["loss"]) != older
         assert ("2 is damaged" in said) == older, name
         checkpoint.save(checkpoints, 2 if older else 3, STATE, {})
-        assert checkpoint.restore(checkpoints, OLDER, None)[1] == {}
+        assert checkpoint.restore(checkpoints, OLDER)[1] == {}
     assert len(files) >= 10 and fell_back >= 4
 
 
@@ -271,7 +290,6 @@ def test_where_every_checkpoint_is_damaged_the_run_starts_anew(two_epochs, tmp_p
     shutil.copytree(two_epochs, tmp_path, dirs_exist_ok=True)
     for file in tmp_path.glob("*/record/metadata"):
         file.unlink()
-    state, record = checkpoint.restore(checkpoint.manager(tmp_path), OLDER, "start")
-    assert state is OLDER and record == "start"
+    assert checkpoint.restore(checkpoint.manager(tmp_path), OLDER) is None
     assert len(capsys.readouterr().err.splitlines()) == 2
     assert {path.name for path in tmp_path.iterdir()} == {"1.damaged", "2.damaged"}

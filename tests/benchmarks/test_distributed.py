@@ -55,9 +55,7 @@ def on_two_devices(patch, function, arguments, patience):
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 2)
     distributed.PATIENCE = patience
-    status = function(patch, *arguments)
-    jax.distributed.shutdown()
-    return status
+    distributed.leave(function(patch, *arguments))
 
 
 def launch(folder, function, command_lines, environments, patience=helpers.TIMEOUT):
@@ -156,8 +154,3 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(monkeypatch, capsys):
     assert helpers.status(main, "--distributed", "--batch-size", "32") == 2
     sentence = "compare: --batch-size 32: must be a multiple of the 12 devices\n"
     assert capsys.readouterr().err == sentence
-
-
-def test_checkpoints_of_many_processes_are_refused(tmp_path, capsys):
-    assert helpers.status(main, "--distributed", "--checkpoint", tmp_path) == 2
-    assert "--checkpoint with --distributed: only a run of one" in capsys.readouterr().err

@@ -57,6 +57,18 @@ def test_training_and_cost_have_a_row_for_each(tmp_path, monkeypatch, capsys):
     assert "150.0 ± 100.0" in shown and "1.500 ± 1.000" in shown and "low_precision(sgld)" in shown
 
 
+def test_what_was_finished_is_kept_at_an_interrupt(tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(low_precision, "laws", lambda *_: [])
+    monkeypatch.setattr(low_precision, "cost", interrupted)
+    assert helpers.status(low_precision.main, "laws", "cost", "--out", tmp_path) == 130
+    assert capsys.readouterr().err.endswith("low_precision: interrupted\n")
+    found = json.loads((tmp_path / "low_precision.json").read_text())
+    assert "laws" in found and "cost" not in found
+
+
 @pytest.mark.parametrize(
     "arguments,sentence",
     [
@@ -65,6 +77,8 @@ def test_training_and_cost_have_a_row_for_each(tmp_path, monkeypatch, capsys):
         (["--chains", "0"], "'0' is not a whole number from 1"),
         (["--repeats", "1"], "'1' is not a whole number from 2"),
         (["training", "--dataset", "mnist"], "unknown dataset 'mnist'"),
+        (["training", "--batch-size", "99999"], "--batch-size 99999: must be from 1 to 1437"),
+        (["laws", "laws"], "parts: laws is there twice"),
         (["--out", "/proc/x/y"], "--out /proc/x/y cannot be written"),
     ],
 )

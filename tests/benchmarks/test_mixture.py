@@ -27,6 +27,11 @@ def test_it_writes_the_modes_of_each_chain(tmp_path, capsys):
         (["--steps", "2", "--cycles", "3"], "--cycles must be at most --steps"),
         (["--peak", "inf"], "'inf' is not above 0 and finite"),
         (["--explore", "1"], "--explore must be from 0 to below 1"),
+        (["--explore", "nan"], "--explore must be from 0 to below 1"),
+        (
+            ["--explore", "0.9", "--cycles", "50000"],
+            "explore must leave a step of the cycle",
+        ),
         (["--out", "/proc/x"], "mixture: --out /proc/x cannot be written"),
     ],
 )

@@ -42,6 +42,8 @@ def test_a_cyclical_sampler_averages_the_end_of_each_cycle():
     "arguments, sentence",
     [
         (["--part", "3/2"], "'3/2' is not I/N with I from 1 to N"),
+        (["--part", "²/2"], "'²/2' is not I/N with I from 1 to N"),
+        (["--quick", "--part", "9/9"], "--part 9/9: the map has only 3 runs"),
         (["--seeds", "0"], "'0' is not a whole number from 1"),
         (["--data-dir", "/nowhere"], "--data-dir /nowhere is not a folder"),
         (["--quick", "--out", "/proc/x"], "--out /proc/x cannot be written"),
@@ -52,9 +54,36 @@ def test_bad_arguments_are_refused(tmp_path, arguments, sentence, capsys):
     assert sentence in capsys.readouterr().err
 
 
-def test_a_line_that_was_cut_off_counts_as_none(tmp_path):
+PLACE = noise_map.Place("sghmc", 100, 0.1, 0.0, 2)
+SCORES = {"accuracy": 0.5, "nll": 1.0, "ece": 0.1}
+RECORD = PLACE._asdict() | {"seed": 0, "kinetic_temperature": None}
+RECORD |= dict.fromkeys(("train", "last", "average"), SCORES)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        json.dumps(RECORD)[:9],
+        "3",
+        "[]",
+        "null",
+        "{}",
+        '"text"',
+        "\xff\x00",
+        json.dumps(RECORD | {"sampler": []}),
+        json.dumps(RECORD | {"last": 3}),
+        json.dumps(RECORD | {"last": {"accuracy": None}}),
+    ],
+)
+def test_a_line_that_is_no_record_counts_as_none_and_is_named(tmp_path, line, monkeypatch, capsys):
+    monkeypatch.setattr(noise_map, "QUICK", [("sghmc", 100, 0.1, (0.0,), 2)])
+    monkeypatch.setattr(noise_map, "train", lambda *_: pytest.fail("it is finished"))
     path = tmp_path / "noise_map.jsonl"
-    place = noise_map.Place("sghmc", 100, 0.1, 0.0, 2)
-    whole = json.dumps(place._asdict() | {"seed": 0})
-    path.write_text(f"{whole}\n{whole[:9]}")
-    assert noise_map.read(path).keys() == {(place, 0)}
+    text = f"{json.dumps(RECORD)}\n{line}".encode("latin-1")
+    path.write_bytes(text)
+    assert noise_map.read(path).keys() == {(PLACE, 0)}
+    assert helpers.status(noise_map.main, "--quick", "--out", tmp_path) == 0
+    assert capsys.readouterr().err == f"{path}: no records in lines 2\n"
+    assert path.read_bytes() == text
+    noise_map.append(path, json.dumps(RECORD | {"seed": 1}))
+    assert noise_map.read(path).keys() == {(PLACE, 0), (PLACE, 1)}

@@ -737,7 +737,9 @@ def test_every_noise_is_drawn_and_an_unknown_one_is_refused(name):
     assert (first["w"] != second["w"]).any()
     tx, update = standard(name, ones)
     assert_close(update(grads, tx.init(params), params)[0], known, **tolerance(name))
-    with pytest.raises(ValueError, match=r"noise must be one of \['gaussian', 'rademacher'\]"):
+    with pytest.raises(
+        ValueError, match=r"noise must be one of \['gaussian', 'gaussian16', 'rademacher'\]"
+    ):
         maker(name, "cauchy")(ETA, T)
 
 

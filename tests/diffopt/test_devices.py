@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 import diffopt
 from tests.helpers import ROOT, SAMPLERS, on_devices, report
 
-CASES = [*((name, "gaussian") for name in SAMPLERS), ("sgld", "rademacher")]
+CASES = [*((name, "gaussian") for name in SAMPLERS), ("sgld", "gaussian16"), ("sgld", "rademacher")]
 STEPS = 3
 README = (ROOT / "README.md").read_text()
 

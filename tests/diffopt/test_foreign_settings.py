@@ -130,7 +130,7 @@ def test_strict_promotion_changes_nothing(name, x64):
         schedule = diffopt.cyclical_schedule(ETA, 10)
         hot = lambda count: T * _stage(count)
         with jax.numpy_dtype_promotion("strict"):
-            for noise in ("gaussian", "rademacher"):
+            for noise in ("gaussian", "gaussian16", "rademacher"):
                 tx = diffopt.low_precision(make(name, ETA, T, noise=noise))
                 updates, _ = jax.eval_shape(lambda p, tx=tx: tx.update(p, tx.init(p), p), params)
                 assert jax.tree.all(jax.tree.map(lambda u, p: u.dtype == p.dtype, updates, params))
@@ -175,7 +175,7 @@ def test_every_sampler_can_be_exported(name):
     assert str(exported.out_avals[0].shape) == "(a, 3)"
 
 
-@pytest.mark.parametrize("noise", ["gaussian", "rademacher"])
+@pytest.mark.parametrize("noise", ["gaussian", "gaussian16", "rademacher"])
 def test_a_step_can_be_exported_for_every_size(noise):
     tx = diffopt.low_precision(diffopt.sghmc(ETA, T, noise=noise))
 

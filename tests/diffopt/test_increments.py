@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffopt.bits16 import random_16_bits
 from diffopt.increments import SMALL, get_noise, increments, rademacher, random_bits_like
 
-NOISES = ["gaussian", "rademacher"]
+NOISES = ["gaussian", "gaussian16", "rademacher"]
 KEY = jax.random.key(5)
 
 
@@ -96,7 +97,7 @@ def test_a_function_is_called_once_a_leaf_with_its_shape_and_a_key_of_its_own():
 
 
 def test_an_unknown_noise_is_refused_with_the_known_names():
-    with pytest.raises(ValueError, match=r"\['gaussian', 'rademacher'\].*'cauchy'"):
+    with pytest.raises(ValueError, match=r"\['gaussian', 'gaussian16', 'rademacher'\].*'cauchy'"):
         get_noise("cauchy")
 
 
@@ -113,9 +114,10 @@ def test_a_leaf_of_a_billion_elements_is_traced_without_memory(noise):
     assert xi.shape == leaf.shape and xi.dtype == leaf.dtype
 
 
-def test_random_bits_are_those_of_jax_one_key_for_each_leaf():
+def test_random_bits_are_16_for_each_element_one_key_for_each_leaf():
     tree = {"a": jnp.ones((3, 2), "bfloat16"), "b": jnp.ones(()), "none": None}
     drawn = random_bits_like(KEY, tree)
     for leaf, key in zip("ab", jax.random.split(KEY), strict=True):
-        assert same(drawn[leaf], jax.random.bits(key, tree[leaf].shape))
+        assert same(drawn[leaf], random_16_bits(key, tree[leaf].shape))
+        assert int(drawn[leaf].max()) < 2**16
     assert drawn["none"] is None

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import diffopt
+from diffopt.rounding import _partner
 
 PARAMS = {"w": jnp.arange(-3.0, 3.0, dtype="bfloat16").reshape(2, 3), "b": jnp.ones(3, "float16")}
 GRADS = jax.tree.map(lambda p: p / 2 - 1, PARAMS)
@@ -35,7 +36,8 @@ def spacing(p):
 
 def exact(params, state):
     """θ = p + r in float64, which `exact_params` rounds to float32."""
-    theta = np.asarray(params, np.float64) + np.asarray(state.residual) * spacing(params) / 2**14
+    unit = np.maximum(spacing(params) / 2**14, np.finfo("float32").tiny)  # less is flushed to 0
+    theta = np.asarray(params, np.float64) + np.asarray(state.residual) * unit
     np.testing.assert_array_equal(diffopt.exact_params(params, state), theta.astype("float32"))
     return theta
 
@@ -266,3 +268,18 @@ def test_chains_and_temperatures():
     assert (updates[0] != updates[1]).mean() > 0.9
     one = jax.tree.map(lambda x: x[0], state)
     assert diffopt.kinetic_temperature(one).overall > 0
+
+
+def test_the_bits_of_both_roundings_are_even_in_a_square():
+    bits = jnp.arange(2**16, dtype=jnp.uint32)
+    partner = np.asarray(_partner(bits), np.float64)
+    assert len(np.unique(partner)) == 2**16
+    assert np.abs(np.cumsum(partner - partner.mean())).max() / 2**32 < 5e-5
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="reads the program for a CPU")
+def test_the_wrapped_update_is_computed_once():
+    params = jnp.zeros((512, 1024), "bfloat16")
+    tx = diffopt.low_precision(diffopt.sgld(0.1, 0.5))
+    compiled = jax.jit(tx.update).lower(params, tx.init(params), params).compile()
+    assert compiled.as_text().count(" log-plus-one(") == 1

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..metrics import write_json
+from ...lib.files import write_json
 
 Settings = dict[str, Any]  # the hyperparameters of one method
 Result = dict[str, Any]  # "values" of each metric, one a pair, and "seconds" in all

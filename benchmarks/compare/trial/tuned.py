@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ...lib import files
 from .cells import Settings
 
 FILE = Path(__file__).with_name("settings.json")
@@ -12,14 +13,14 @@ FILE = Path(__file__).with_name("settings.json")
 def load(claim: str) -> dict[str, dict[str, Settings]]:
     """The chosen settings of each setting and method of a claim."""
     chosen: dict[str, dict[str, Settings]] = {}
-    for row in json.loads(FILE.read_text())[claim]["chosen"]:
+    for row in json.loads(FILE.read_text("utf-8"))[claim]["chosen"]:
         chosen.setdefault(row["setting"], {})[row["method"]] = row["settings"]
     return chosen
 
 
 def store(claim: str, found: dict[str, Any]) -> None:
     """Replace what the file says of a claim, one line for each choice and each trial."""
-    everything = json.loads(FILE.read_text()) if FILE.exists() else {}
+    everything = json.loads(FILE.read_text("utf-8")) if FILE.exists() else {}
     everything[claim] = found
     blocks = []
     for name, parts in sorted(everything.items()):
@@ -32,6 +33,4 @@ def store(claim: str, found: dict[str, Any]) -> None:
             for part, rows in parts.items()
         ]
         blocks.append(f' "{name}": {{\n' + ",\n".join(lines) + "\n }")
-    part = FILE.with_suffix(".part")
-    part.write_text("{\n" + ",\n".join(blocks) + "\n}\n")
-    part.replace(FILE)
+    files.write(FILE, "{\n" + ",\n".join(blocks) + "\n}\n")
