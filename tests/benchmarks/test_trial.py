@@ -274,7 +274,7 @@ def test_the_job_ends_with_the_trial(tmp_path, monkeypatch, capsys):
     fake = {claim: [e for e in made_up() if e["claim"] == claim] for claim in trial.CLAIMS}
     for claim, module in trial.CLAIMS.items():
         monkeypatch.setattr(module, "run", lambda size, keep, claim=claim: fake[claim])
-    chosen = ["--claims", "escapes", "cost", "--epochs", "1", "--optimizers", "sgd"]
+    chosen = ["--claims", "cost", "escapes", "--epochs", "1", "--optimizers", "sgd"]
     helpers.make_small(monkeypatch)
     assert helpers.status(main, "--quick", *chosen, "--out", tmp_path) == 0
     found = json.loads((tmp_path / "metrics.json").read_text())

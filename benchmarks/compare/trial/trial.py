@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,15 +28,28 @@ def run(
 ) -> Iterator[list[Entry]]:
     """The entries of each claim in turn; the map of `tuning` is drawn into the folder `out`.
 
-    In full, finished cells are kept in `out` and not run again.
+    Two claims are tried at a time, the cost on its own. In full, finished cells are kept in `out`
+    and not run again.
     """
     keep = keeper(out / "trial" if size == "full" else None)
-    for claim in claims:
-        done(claim)
-        yield judge(CLAIMS[claim].run(size, keep))
-        if claim == "tuning":
-            longest, _ = tuning.maps(tuning.SIZES[size][-1], keep)
-            tuning.plot_maps(longest, out / "tuning.png")
+
+    def entries(claim: str) -> list[Entry]:
+        return judge(CLAIMS[claim].run(size, keep))
+
+    pool = ThreadPoolExecutor(min(2, machine.cores()))
+    try:
+        found = {claim: pool.submit(entries, claim) for claim in claims if claim != "cost"}
+        for claim, future in found.items():
+            done(claim)
+            yield future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    if "tuning" in claims:
+        longest, _ = tuning.maps(tuning.SIZES[size][-1], keep)
+        tuning.plot_maps(longest, out / "tuning.png")
+    if "cost" in claims:
+        done("cost")
+        yield entries("cost")
 
 
 def tune(claims: Sequence[str], done: Callable[[str], None]) -> None:
