@@ -285,7 +285,7 @@ def test_the_job_ends_with_the_trial(tmp_path, monkeypatch, capsys):
     assert all(set(each) == keys for each in found["claims"])
     page, said = (tmp_path / "report.html").read_text(), capsys.readouterr().out
     assert "Where the diffusion pays" in page and "costs little: holds" in page
-    assert "Escapes from minima: holds in 1 of 1 settings" in said
+    assert "Escapes from minima: holds (holds in 1 of 1 settings)" in said
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def lines(summaries: Sequence[Summary]) -> list[tuple[str, Verdict, str]]:
         rank = {"holds": 0, "open": 1, "fails": 2}
         best = min(tests or settings, key=lambda setting: rank[setting.verdict])
         held = sum(setting.verdict == "holds" for setting in tests)
-        first = f"in {held} of {len(tests)} settings. {best.name}: {effect(best.entry)}"
+        first = f"(holds in {held} of {len(tests)} settings). {best.name}: {effect(best.entry)}"
         others = [
             f"{setting.name} {setting.verdict}{' (control)' if setting.control else ''}"
             for setting in settings
