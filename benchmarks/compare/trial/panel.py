@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.ticker import FormatStrFormatter
 
 from ...lib import plots
 from ...lib.plots import plt
@@ -18,6 +17,7 @@ TITLES = {
     "tuning": "needs less tuning",
     "cost": "costs little",
 }
+EDGE = 1000.0  # percent, beyond which a gain is drawn at the edge
 COLORS = {"holds": "#17662d", "fails": "#94182b", "open": "#6b7280"}
 
 
@@ -94,7 +94,7 @@ def plot_verdicts(summaries: Sequence[Summary], path: Path) -> None:
     """Every setting's gain on its strongest rival, in percent of the rival, with its interval."""
     number = sum(len(summary.settings) + 1.6 for summary in summaries)
     fig, ax = plt.subplots(figsize=(13, 0.8 + 0.27 * number), layout="constrained")
-    row, ticks, labels = 0.0, [], []
+    row, rows, labels = 0.0, [], []
     for claim, verdict, settings in summaries:
         ax.text(
             -0.02, row, f"{TITLES[claim]}: {verdict}", transform=ax.get_yaxis_transform(),
@@ -105,24 +105,27 @@ def plot_verdicts(summaries: Sequence[Summary], path: Path) -> None:
             entry, color = setting.entry, COLORS[setting.verdict]
             scale = 100 / max(float(np.abs(entry["rival_values"]).mean()), 1e-12)
             sign = -1 if entry["lower_is_better"] else 1
-            ends = sorted(sign * scale * end for end in entry["interval"])
+            ends = np.clip([sign * scale * end for end in entry["interval"]], -EDGE, EDGE)
             ax.plot(ends, [row, row], color=color, linewidth=2.5, solid_capstyle="butt")
             face = "white" if setting.control else color
-            ax.plot(scale * gain(entry), row, "o", color=color, markerfacecolor=face)
+            middle = np.clip(scale * gain(entry), -EDGE, EDGE)
+            ax.plot(middle, row, "o", color=color, markerfacecolor=face)
             ax.text(
                 1.01, row, f"{setting.verdict}: {effect(entry)}", color=color, va="center",
                 transform=ax.get_yaxis_transform(), fontsize=8.5,
             )  # fmt: skip
-            ticks.append(row)
+            rows.append(row)
             labels.append(f"{setting.name}{' (control)' if setting.control else ''}")
         row += 1.6
     ax.axvline(0, color=plots.LIGHT, linewidth=1)
-    ax.set_yticks(ticks, labels, fontsize=8.5)
+    ax.set_yticks(rows, labels, fontsize=8.5)
     ax.set(
+        xlim=(-1.3 * EDGE, 1.3 * EDGE),
         ylim=(row - 0.4, -0.8),
         xlabel="gain of the diffusion on its strongest rival, % of the rival (right is better)",
     )
     ax.set_xscale("symlog", linthresh=1)
-    ax.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    ticks = [-1000, -100, -10, -1, 0, 1, 10, 100, 1000]
+    ax.set_xticks(ticks, map(str, ticks), fontsize=8.5)
     ax.grid(axis="x", **plots.GRID)
     plots.save(fig, path)
