@@ -34,13 +34,18 @@ def mean_loss(params: Any, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
+def initial() -> dict[str, jax.Array]:
+    """The weights from which all chains start."""
+    weights = lambda key, *shape: jax.random.normal(jax.random.key(key), shape) / shape[0] ** 0.5
+    w1, w2 = weights(0, 64, 32), weights(1, 32, 10)
+    return {"w1": w1, "b1": jnp.zeros(32), "w2": w2, "b2": jnp.zeros(10)}
+
+
 def programs(num_chains: int, steps: int) -> dict[str, Callable[[], Any]]:
     """The three ways to take `steps` steps of `num_chains` chains."""
     digits = load_digits()
     data = jnp.asarray(digits.data / 16, jnp.float32), jnp.asarray(digits.target)
-    weights = lambda key, *shape: jax.random.normal(jax.random.key(key), shape) / shape[0] ** 0.5
-    params = {"w1": weights(0, 64, 32), "b1": jnp.zeros(32), "w2": weights(1, 32, 10)}
-    params["b2"] = jnp.zeros(10)
+    params = initial()
     tx = diffopt.sghmc(LEARNING_RATE, TEMPERATURE)
 
     @jax.jit

@@ -99,9 +99,12 @@ def _together(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _exact(params: Any, residual: Any) -> Any:
-    return jax.tree.map(
-        lambda p, q: p.astype(jnp.float32) + _residual(p, q) if _is_low(p) else p, params, residual
-    )
+    def exact(p: Any, q: Any) -> Any:
+        if isinstance(q, optax.MaskedNode):
+            return p
+        return p.astype(jnp.float32) + _residual(p, q)
+
+    return jax.tree.map(exact, params, residual)
 
 
 def exact_params(params: optax.Params, opt_state: optax.OptState) -> Any:

@@ -8,7 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from .cyclical import Schedule
 from .diagnostics import kinetic_temperature
 from .keys import check_key, derive_key
 from .posterior import LAST, Samples, Temperatures, collect, is_finite
+from .rounding import exact_params
 from .scalars import check_int
 from .trees import check_inexact, mean_product
 
@@ -128,8 +129,9 @@ def sample(
         0 are not kept. `sampling_stage` keeps the sampling part of each cycle.
       key: an int or a PRNG key, folded into every key in the state of `tx` by its position there,
         so that other keys give other chains, and two samplers of one key in one chain differ.
-      progress: write the steps, the loss, the temperatures (configurational, kinetic) and the time
-        left to stderr, as means over chains and over the last chunk.
+      progress: write the steps, the loss, the temperatures (configurational / kinetic) and the time
+        left to stderr, as means over chains and over the last chunk. A transformation does not say
+        at which T it is, so the temperatures are in units of the loss: compare them with your T.
       on_draw: `on_draw(step, draw)` is called on the host with each draw, a tree of NumPy arrays
         `[chain, ...]`, for a disk, TensorBoard or W&B; `step` counts as in `where`. With it the
         draws leave the device after each chunk, and `draws` are NumPy arrays: they need not fit
@@ -141,7 +143,8 @@ def sample(
 
     Returns:
       `Samples`. `draws` has all chains; those that were not finite are named in a warning, and
-      `predictive` and `to_arviz` leave them out.
+      `predictive` and `to_arviz` leave them out. Under one `low_precision` the draws are the
+      `exact_params`, in float32, and the losses are those of what it made of them.
 
     Raises:
       ValueError: a number is out of its range, `start` or `where` leaves no draw, the leading axes
@@ -464,6 +467,9 @@ def _programs(plan: _Plan) -> tuple[Callable[..., Any], Callable[..., Any]]:
             where=None if plan.where is None else where,
         )
 
+    def drawn(params: Any, state: SampleState) -> Any:
+        return jax.vmap(lambda p, s: plan.transform(_exact(p, s)))(params, state.opt_state)
+
     def gradient(params: Any, batch: tuple[Any, ...]) -> tuple[jax.Array, Any]:
         value, grads = value_and_grad(params, *batch)
         return value, jax.tree.map(jnp.conj, grads)  # JAX's gradient is that of the conjugate
@@ -490,7 +496,7 @@ def _programs(plan: _Plan) -> tuple[Callable[..., Any], Callable[..., Any]]:
                 state, index = next_batch(state, chains, batch_size)
                 batch, axis = (jax.tree.map(lambda x: x[index], data),), 0
             after, opt_state, seen = jax.vmap(step, (0, 0, axis))(params, state.opt_state, batch)
-            record = (jax.vmap(plan.transform)(params), *seen)
+            record = (drawn(params, state), *seen)
             kept = jax.vmap(kept_of.update)(record, kept)
             state = state._replace(opt_state=opt_state, step=optax.safe_increment(state.step))
             meter = jax.tree.map(lambda m, s: m + s.astype(m.dtype), meter, seen)
@@ -526,7 +532,7 @@ def _programs(plan: _Plan) -> tuple[Callable[..., Any], Callable[..., Any]]:
             batch, axis = (jax.tree.map(take, data),), 0
         seen = jax.eval_shape(jax.vmap(step, (0, 0, axis)), params, state.opt_state, batch)[2]
         seen = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), seen)
-        kept = jax.vmap(keep(0).init)((jax.vmap(plan.transform)(params), *seen))
+        kept = jax.vmap(keep(0).init)((drawn(params, state), *seen))
         carry = jax.tree.map(jnp.copy, (params, state, kept))
         if mesh is None:
             return carry
@@ -569,6 +575,13 @@ def next_batch(
     places = first(chains)[:, None] + state.position * batch_size + jnp.arange(batch_size)
     position = (state.position + 1) % (number // batch_size)
     return state._replace(key=key, order=order, position=position), order[places % number]
+
+
+def _exact(params: Any, opt_state: Any) -> Any:
+    """The parameters that `low_precision` rounds, or else `params`."""
+    with suppress(ValueError):  # no `low_precision`, or several
+        return exact_params(params, opt_state)
+    return params
 
 
 def _is_key(leaf: Any) -> bool:

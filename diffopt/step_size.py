@@ -19,6 +19,7 @@ from .trees import check_inexact, mean_product
 
 SIZES = 12  # step sizes at once
 BLOCKS = 8  # of the steps that are measured, for standard errors
+LARGEST_ERROR = 0.25  # of a temperature over T that counts as measured
 PROBE = 100  # steps that tell which sizes diverge at once
 
 
@@ -72,8 +73,8 @@ def find_step_size(
     changes nothing but the variance, and what has not settled by then reads cold.
     A size is good where no chain diverges; where the stiffest direction is within `tolerance` of
     T by the power law of the step size that fits the excess best (it is linear for `sgld`), and
-    by its own measurement up to two standard errors; and where no leaf, nor the velocities, are
-    hotter than that.
+    by its own measurement up to two standard errors; where no leaf, nor the velocities, are hotter
+    than that; and where all this is known, with standard errors of 0.25 or less.
 
     A leaf that is colder has not settled, which is no fault of the step size: there is a warning.
     Flat directions of a network may never reach T.
@@ -156,11 +157,12 @@ def find_step_size(
         sizes = table.step_size[table.good].max() * around
         table = _merge(table, measure(sizes, 4, num_steps)[0], tolerance)
     if not table.good.any():
+        measured = zip(table.stiffest, table.standard_error["stiffest"], strict=True)
         raise ValueError(
             "no step size is good: the stiffest direction is at"
-            f" {', '.join(f'{t:.2g}' for t in table.stiffest)} of the temperature at step sizes"
-            f" {', '.join(f'{s:.2g}' for s in table.step_size)}; more steps let it settle, and"
-            " larger batches heat it less"
+            f" {', '.join(f'{t:.2g} ± {error:.2g}' for t, error in measured)}"
+            f" of the temperature at step sizes {', '.join(f'{s:.2g}' for s in table.step_size)};"
+            " more steps let it settle and measure it, and larger batches heat it less"
         )
     step_size = float(table.step_size[table.good].max())
     _warn_of_cold(table, step_size, tolerance, num_steps)
@@ -189,8 +191,9 @@ def _warn_of_cold(table: StepSizes, step_size: float, tolerance: float, num_step
 def _table(sizes: np.ndarray, blocks: np.ndarray, params: Any, tolerance: float) -> StepSizes:
     """The table of `blocks`, `[block, size, chain, measure]`, over T."""
     blocks = np.asarray(blocks, float)
-    mean = blocks.mean((0, 2))
-    error = blocks.std((0, 2), ddof=1) / np.sqrt(blocks.shape[0] * blocks.shape[2])
+    with np.errstate(invalid="ignore", over="ignore"):  # of chains that diverged
+        mean = blocks.mean((0, 2))
+        error = blocks.std((0, 2), ddof=1) / np.sqrt(blocks.shape[0] * blocks.shape[2])
     leaves, treedef = jax.tree.flatten(params)
 
     def named(x: np.ndarray) -> dict[str, Any]:
@@ -219,6 +222,8 @@ def _good(table: StepSizes, tolerance: float) -> np.ndarray:
     values = jax.tree.leaves([getattr(table, name) for name in names])
     for value, error in zip(values, jax.tree.leaves([errors[n] for n in names]), strict=True):
         good &= value <= 1 + tolerance + 2 * error
+    for error in jax.tree.leaves(errors):
+        good &= error <= LARGEST_ERROR
     return good
 
 
@@ -314,7 +319,7 @@ def _measure(
     def see(theta: Any, origin: Any, grads: Any, state: Any) -> jax.Array:
         away = jax.tree.map(jnp.subtract, theta, origin)
         size = sum(p.size * (1 + jnp.iscomplexobj(p)) for p in jax.tree.leaves(params))
-        stiffest = mean_product(axis, away) * mean_product(axis, grads) * size**2
+        stiffest = mean_product(axis, away) * mean_product(axis, grads) * float(size) ** 2
         leaves = jax.tree.leaves(jax.tree.map(mean_product, away, grads))
         with suppress(ValueError):  # no velocity, or several
             leaves.append(kinetic_temperature(state).overall)

@@ -256,6 +256,13 @@ def test_progress_is_one_line_on_stderr(capsys):
     assert "50/50" in last and "loss" in last and "temperature" in last
 
 
+def test_progress_shows_means_as_they_are(capsys):
+    starts = jnp.array([[1.0, 1.0], [3.0, 3.0]])  # θ·∇L/d: 1 and 9
+    diffopt.sample(optax.set_to_zero(), bowl, starts, num_steps=40, num_chains=None, progress=True)
+    lines = capsys.readouterr().err.strip().split("\r")
+    assert all("loss 5 temperature 5 " in line for line in lines)
+
+
 # Keys
 
 
@@ -339,10 +346,29 @@ def test_strict_promotion_and_debug_nans():
         assert jnp.isfinite(samples.draws["w"]).all()
 
 
-def test_sixteen_bits():
+@pytest.mark.parametrize("masked", [False, True])
+def test_draws_of_sixteen_bits_are_the_exact_parameters(masked):
     tx = diffopt.low_precision(diffopt.sgld(0.01, 0.01))
-    samples = diffopt.sample(tx, bowl, jnp.ones(4, jnp.bfloat16), num_steps=10, num_chains=2)
-    assert samples.draws.dtype == jnp.bfloat16 and samples.draws.shape == (2, 10, 4)
+    if masked:
+        tx = optax.masked(tx, {"low": True, "plain": False})
+    start = {"low": jnp.ones(4, jnp.bfloat16), "plain": jnp.zeros(2, jnp.bfloat16)}
+    loss = lambda p: bowl(p["low"]) + bowl(p["plain"])
+    first = diffopt.sample(tx, loss, start, num_steps=10, num_chains=2)
+    assert first.draws["low"].dtype == jnp.float32 and first.draws["low"].shape == (2, 10, 4)
+    assert first.draws["plain"].dtype == (jnp.bfloat16 if masked else jnp.float32)
+    assert first.params["low"].dtype == jnp.bfloat16
+    more = diffopt.sample(tx, loss, first.params, num_steps=1, opt_state=first.opt_state)
+    exact = jax.vmap(diffopt.exact_params)(first.params, first.opt_state.opt_state)
+    np.testing.assert_allclose(more.draws["low"][:, 0], exact["low"], rtol=1e-6)
+    assert (exact["low"] != first.params["low"]).any()
+
+
+def test_two_low_precisions_in_one_chain_leave_the_parameters_as_they_are():
+    part = diffopt.low_precision(diffopt.sgld(0.01, 0.01))
+    tx = optax.partition({"a": part, "b": part}, {"a": "a", "b": "b"})
+    start = {"a": jnp.ones(4, jnp.bfloat16), "b": jnp.ones(4, jnp.bfloat16)}
+    samples = diffopt.sample(tx, lambda p: bowl(p["a"]) + bowl(p["b"]), start, num_steps=3)
+    assert samples.draws["a"].dtype == jnp.bfloat16
 
 
 # Bad input

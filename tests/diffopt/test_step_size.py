@@ -86,3 +86,21 @@ def test_bad_input(message, bad):
 def test_no_size_is_good_where_nothing_settles():
     with pytest.raises(ValueError, match="no step size is good: the stiffest direction is at"):
         find(lambda step_size, temperature, key: optax.sgd(step_size), num_steps=100, num_chains=2)
+
+
+def test_more_parameters_than_their_square_fits_into_32_bits():
+    loss = lambda p: jnp.sum(p**2) / 2
+    step_size, _ = diffopt.find_step_size(
+        diffopt.baoab, loss, jnp.zeros(50_000), temperature=1.0, num_steps=200, num_chains=2
+    )
+    assert 2 / 1.5 < step_size < 2
+
+
+def test_what_is_not_measured_is_not_good():
+    """θ²/2 from batches of one of x = ±100: ten standard deviations of noise are no temperature."""
+    data = jnp.tile(jnp.array([100.0, -100.0]), 500)
+    loss = lambda p, x: jnp.mean((p - x) ** 2) / 2
+    with pytest.raises(ValueError, match="no step size is good: .* ± .*more steps"):
+        diffopt.find_step_size(
+            diffopt.sgld, loss, jnp.zeros([]), data, temperature=1.0, batch_size=1, num_steps=200
+        )
