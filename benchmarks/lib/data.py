@@ -139,7 +139,7 @@ def read_cache(path: Path) -> list[Any] | None:
     if not path.exists():
         return None
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:
             splits = [arrays[field] for field in Data._fields]
         fault = wrong(splits)
     except Exception as error:  # of zipfile, zlib, pickle, the operating system, ...

@@ -38,10 +38,11 @@ def difference(f, x, h):
 def test_gradients_match_finite_differences_above_0_and_the_limit_at_0(name):
     h, rtol = (1e-3, 1e-3) if name == "sgnht" else (1e-6, 1e-5)  # its friction is a float32
     with jax.enable_x64(True):
-        f = lambda eta, T: after_three_steps(name, eta, T)
-        by_eta, by_T = jax.jit(jax.grad(f, (0, 1)))(0.1, 0.05)
+        f = jax.jit(lambda eta, T: after_three_steps(name, eta, T))
+        gradient = jax.jit(jax.grad(f, (0, 1)))
+        by_eta, by_T = gradient(0.1, 0.05)
         np.testing.assert_allclose(by_eta, difference(lambda x: f(x, 0.05), 0.1, h), rtol=rtol)
         np.testing.assert_allclose(by_T, difference(lambda x: f(0.1, x), 0.05, h), rtol=rtol)
-        at_0, by_T = jax.jit(jax.grad(f, (0, 1)))(0.1, 0.0)
+        at_0, by_T = gradient(0.1, 0.0)
         np.testing.assert_allclose(at_0, difference(lambda x: f(x, 0.0), 0.1, h), rtol=rtol)
         assert np.isfinite(by_T)
