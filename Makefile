@@ -21,4 +21,4 @@ slow:
 
 # the main job at its shortest, in a folder of its own
 job:
-	$(PYTHON) -m benchmarks.compare --epochs 2 --seeds 1 --out "$$(mktemp -d)"
+	$(PYTHON) -m benchmarks.compare --quick --out "$$(mktemp -d)"

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from .keys import derive_key
+from .scalars import check_int
 from .trees import array_dtype
 
 
@@ -32,7 +33,7 @@ def split_keys(opt_state: Any, num_chains: int) -> Any:
 
     Raises:
       ValueError: `num_chains` is less than 1.
-      TypeError: a leaf is no array.
+      TypeError: `num_chains` is no int, or a leaf is no array.
 
     Example:
       >>> import diffopt, jax, jax.numpy as jnp, optax
@@ -43,7 +44,7 @@ def split_keys(opt_state: Any, num_chains: int) -> Any:
       >>> bool(jnp.all(updates[0] != updates[1]))
       True
     """
-    if num_chains < 1:
+    if check_int("num_chains", num_chains) < 1:
         raise ValueError(f"num_chains must be at least 1, got {num_chains}")
 
     leaves, treedef = jax.tree_util.tree_flatten_with_path(opt_state)

@@ -276,7 +276,7 @@ def _noisiest(noise: Any, B: int) -> jax.Array:
         weights = weights - weights.mean()
         norm = weights @ gram[jnp.ix_(found, found)] @ weights
         along = weights @ gram[jnp.ix_(found, other)]
-        return jnp.where(norm > 0, jnp.var(along, ddof=1) / jnp.where(norm > 0, norm, 1), 0)
+        return jnp.where(norm <= 0, 0, jnp.var(along, ddof=1) / jnp.where(norm <= 0, 1, norm))
 
     even, odd = jnp.arange(0, B, 2), jnp.arange(1, B, 2)
     return (measured(even, odd) + measured(odd, even)) / 2

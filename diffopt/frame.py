@@ -9,7 +9,7 @@ import optax
 
 from .increments import Noise, get_noise, increments
 from .keys import check_key, derive_key
-from .trees import cast_like, check_inexact
+from .trees import cast_like, check_inexact, check_like
 
 
 class SamplerState(NamedTuple):
@@ -67,7 +67,8 @@ def sampler(
 
     Raises:
       ValueError: `noise` is an unknown name.
-      TypeError: `key` is no key; at `init`, a parameter is not floating-point.
+      TypeError: `key` is no key; at `init`, a parameter is not floating-point, or the state has no
+        `count` and `key`; at `update`, `step` gives another structure or other shapes.
 
     Example:
       SGLD in coordinates of one's own scale: dθ = -G∇L dt + √(2TG) dW with a constant G, which
@@ -97,7 +98,10 @@ def sampler(
     def init_fn(params: optax.Params) -> Any:
         check_inexact(params)
         fresh = SamplerState(jnp.zeros([], jnp.int32), derive_key(key, "sampler"))
-        return fresh if init is None else init(params, *fresh)
+        state = fresh if init is None else init(params, *fresh)
+        if not all(hasattr(state, name) for name in ("count", "key", "_replace")):
+            raise TypeError(f"init must give a NamedTuple with count and key, got {state!r}")
+        return state
 
     def update_fn(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
@@ -106,7 +110,12 @@ def sampler(
         key, subkey = jax.random.split(state.key)
         xi = increments(subkey, updates, noise)
         with jax.numpy_dtype_promotion("standard"):  # the casts below are meant
-            moves, after = step(updates, xi, state)
+            stepped = step(updates, xi, state)
+        if type(stepped) is not tuple or len(stepped) != 2:
+            raise TypeError(f"step must return (updates, state), got {type(stepped).__name__}")
+        moves, after = stepped
+        check_like("updates of step", moves, updates)
+        check_like("state of step", after, state)
         after = cast_like(after, state)
         after = after._replace(count=optax.safe_increment(state.count), key=key)
         return cast_like(moves, updates), after

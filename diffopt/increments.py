@@ -65,7 +65,7 @@ def get_noise(noise: Noise) -> NoiseFunction:
     """
     if callable(noise):
         return noise
-    if noise in NOISES:
+    if isinstance(noise, str) and noise in NOISES:
         return NOISES[noise]
     raise ValueError(f"noise must be one of {sorted(NOISES)} or a function, got {noise!r}")
 

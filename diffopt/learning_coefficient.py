@@ -288,11 +288,11 @@ def _run(
         run_chains, tx, num_steps=num_steps, num_chains=num_chains, key=key, transform=_nothing
     )
     if batch_size is None:
-        losses = run(loss, params, data).losses
+        losses = run(loss, params, data).losses.astype(jnp.float32)
     else:
         references = _loss_of_each(params, data, loss=loss, batch_size=batch_size)
         relative = run(_less_reference(loss), params, (data, references), batch_size=batch_size)
-        losses = relative.losses + references.mean()
+        losses = relative.losses.astype(jnp.float32) + references.mean(dtype=jnp.float32)
     if losses.shape[1] <= burn_in:
         raise KeyboardInterrupt
     return losses

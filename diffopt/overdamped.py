@@ -88,7 +88,7 @@ def langevin(
         variance = 2 * value_at(diffusion, state.count)
         if learning_rate is not None:
             eta = value_at(learning_rate, state.count)
-            variance = jnp.where(eta > 0, variance / jnp.where(eta > 0, eta, 1), 0)
+            variance = jnp.where(eta == 0, 0, variance / jnp.where(eta == 0, 1, eta))
         scale = root(variance)
         return jax.tree.map(lambda g, xi: g + scale * xi, g, xi), state
 

@@ -352,6 +352,11 @@ def _each(fn: Callable[..., Any], samples: Any, args: Any, batch_size: int) -> A
     return jax.lax.map(lambda sample: fn(sample, *args), samples, batch_size=batch_size)
 
 
+def _mean_dtype(dtype: Any) -> Any:
+    inexact = jnp.issubdtype(dtype, jnp.inexact)
+    return np.promote_types(dtype, np.float32) if inexact else jnp.float32
+
+
 def _pairwise_sum(x: jax.Array) -> jax.Array:
     """The sum over the first axis, whose rounding error grows with the logarithm of its length."""
     while len(x) > 1:
@@ -387,9 +392,7 @@ def _mean(fn: Callable[..., Any], samples: Any, good: jax.Array, args: Any, batc
         return jax.tree.transpose(jax.tree.structure(values), None, pairs)
 
     shapes = jax.eval_shape(lambda sample: fn(sample, *args), instead)
-    zeros = jax.tree.map(
-        lambda v: jnp.zeros(v.shape, np.promote_types(v.dtype, np.float32)), shapes
-    )
+    zeros = jax.tree.map(lambda v: jnp.zeros(v.shape, _mean_dtype(v.dtype)), shapes)
     batches, rest = divmod(length, size)
     carry = jax.lax.fori_loop(0, batches, lambda i, c: add(c, i * size, size), (zeros, zeros))
     if rest:
@@ -415,7 +418,7 @@ def to_arviz(samples: Samples) -> Any:
     Raises:
       ImportError: ArviZ is not installed.
       TypeError: `samples` are not `Samples`.
-      ValueError: every chain diverged.
+      ValueError: every chain diverged, or two leaves have one name.
 
     Example:
       >>> import diffopt, jax.numpy as jnp
@@ -438,10 +441,13 @@ def to_arviz(samples: Samples) -> Any:
     if (diverged >= 0).all():
         raise ValueError("no samples: every chain diverged")
     host = lambda x: np.asarray(x)[diverged < 0]
+    leaves = jax.tree_util.tree_leaves_with_path(samples.draws)
     posterior = {
         jax.tree_util.keystr(path, simple=True, separator=".") or "params": host(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(samples.draws)
+        for path, leaf in leaves
     }
+    if len(posterior) < len(leaves):
+        raise ValueError(f"several leaves of draws have one name, of {sorted(posterior)}")
     stats = {"loss": host(samples.losses)}
     for name, values in samples.temperatures._asdict().items():
         if values is not None:

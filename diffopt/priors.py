@@ -123,7 +123,8 @@ def gaussian_prior(
                 raise ValueError(
                     f"center has a leaf of shape {jnp.shape(c)} for parameters of {jnp.shape(p)}"
                 )
-            return g + decay * (p - c)
+            with jax.numpy_dtype_promotion("standard"):  # `cast_like` below is meant
+                return g + decay * (p - c)
 
         moves = jax.tree.map(
             lambda g, p, c: None if g is None else pull(g, p, c),

@@ -58,7 +58,7 @@ CHAIN_AXES: Any = (EACH, SampleState(EACH, ALL, ALL, ALL, ALL), EACH)  # type: i
 class _Plan(NamedTuple):
     """What a program is compiled for."""
 
-    tx: optax.GradientTransformationExtraArgs
+    tx: optax.GradientTransformation
     loss: Callable[..., jax.Array]
     transform: Callable[[Any], Any]
     num_chains: int
@@ -255,7 +255,7 @@ def run_chains(
         size = sum(math.prod(p.shape) * p.dtype.itemsize for p in jax.tree.leaves(one))
         capacity = min(capacity, max(1, CHUNK_BYTES // (num_chains * max(size, 1))))
     plan = _Plan(
-        tx=optax.with_extra_args_support(tx),
+        tx=tx,
         loss=loss,
         transform=transform,
         num_chains=num_chains,
@@ -451,7 +451,8 @@ def _mesh(num_chains: int, params: Any) -> Mesh | None:
 @lru_cache(maxsize=16)
 def _programs(plan: _Plan) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Two compiled functions: the carry to start from, and the carry some steps later."""
-    tx, num_chains, batch_size, mesh = plan.tx, plan.num_chains, plan.batch_size, plan.mesh
+    tx = optax.with_extra_args_support(plan.tx)
+    num_chains, batch_size, mesh = plan.num_chains, plan.batch_size, plan.mesh
     value_and_grad = jax.value_and_grad(plan.loss)
 
     def keep(base: jax.Array | int) -> Any:
@@ -498,7 +499,8 @@ def _programs(plan: _Plan) -> tuple[Callable[..., Any], Callable[..., Any]]:
             record = (drawn(params, state), *seen)
             kept = jax.vmap(kept_of.update)(record, kept)
             state = state._replace(opt_state=opt_state, step=optax.safe_increment(state.step))
-            return (after, state, kept), jax.tree.map(jnp.add, meter, seen)
+            meter = jax.tree.map(lambda m, s: m + s.astype(m.dtype), meter, seen)
+            return (after, state, kept), meter
 
         params, state, kept = carry
         chains = jnp.arange(len(kept.count))
@@ -507,7 +509,7 @@ def _programs(plan: _Plan) -> tuple[Callable[..., Any], Callable[..., Any]]:
         if plan.renew:
             empty = jax.vmap(kept_of.init)(jax.tree.map(lambda s: s[:, 0], kept.samples))
             kept = kept._replace(samples=empty.samples, count=empty.count)
-        meter = jax.tree.map(lambda s: jnp.zeros(s.shape[:1], s.dtype), kept.samples[1:])
+        meter = jax.tree.map(lambda s: jnp.zeros(s.shape[:1], jnp.float32), kept.samples[1:])
         return jax.lax.fori_loop(0, length, one_step, ((params, state, kept), meter))
 
     def begin(params: Any, state: SampleState | None, keys: Any, data: Any) -> Any:
@@ -566,8 +568,9 @@ def next_batch(
     key, order = jax.lax.cond(
         state.position == 0, shuffle, lambda *same: same, state.key, state.order
     )
+    place_key = jax.random.fold_in(key, 2)  # 0 and 1 are the two that `shuffle` splits off
     first = jax.vmap(
-        lambda chain: jax.random.randint(jax.random.fold_in(key, chain), (), 0, number)
+        lambda chain: jax.random.randint(jax.random.fold_in(place_key, chain), (), 0, number)
     )
     places = first(chains)[:, None] + state.position * batch_size + jnp.arange(batch_size)
     position = (state.position + 1) % (number // batch_size)

@@ -80,14 +80,20 @@ def check_scalar(name: str, value: Any, *, positive: bool = False) -> None:
 
 def as_float(value: jax.typing.ArrayLike) -> jax.Array:
     """A float scalar that a 16-bit leaf does not round first, as it does a Python float."""
-    return jnp.asarray(jnp.real(value), float)
+    number = float(value) if isinstance(value, numbers.Real) else jnp.real(value)
+    return jnp.asarray(number, float)
 
 
 def value_at(value: optax.ScalarOrSchedule, count: jax.Array) -> jax.Array:
-    """The value at step `count`, clamped at 0: a schedule may end a rounding error below it."""
-    return jnp.maximum(as_float(value(count) if callable(value) else value), 0.0)
+    """The value at step `count`, and 0 where it is less than the least normal number.
+
+    A schedule may end a rounding error below 0, and processors flush subnormal numbers here and
+    there.
+    """
+    number = as_float(value(count) if callable(value) else value)
+    return jnp.where(number < jnp.finfo(number.dtype).tiny, 0.0, number)
 
 
 def root(x: jax.Array) -> jax.Array:
     """√x with gradient 0 at 0, so that a step at T = 0 has gradients by its other arguments."""
-    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)
+    return jnp.where(x == 0, 0, jnp.sqrt(jnp.where(x == 0, 1, x)))

@@ -117,6 +117,7 @@ def find_step_size(
       True
     """
     check_number("temperature", temperature, positive=True)
+    temperature = float(temperature)
     check_number("tolerance", tolerance, positive=True)
     check_int("num_steps", num_steps, least=100)
     check_int("num_chains", num_chains, least=1)

@@ -27,6 +27,22 @@ def check_inexact(tree: Any) -> None:
             )
 
 
+def check_like(name: str, tree: Any, like: Any) -> None:
+    """Raise a TypeError unless `tree` has the structure of `like` and the shapes of its leaves."""
+    structure: Any = jax.tree.structure(tree)
+    if structure != jax.tree.structure(like):
+        raise TypeError(
+            f"{name} must have the structure {jax.tree.structure(like)}, got {structure}"
+        )
+    like_leaves = jax.tree_util.tree_leaves_with_path(like)
+    for (path, leaf), x in zip(like_leaves, jax.tree.leaves(tree), strict=True):
+        if jnp.shape(x) != jnp.shape(leaf):
+            raise TypeError(
+                f"{name}{jax.tree_util.keystr(path)} must have the shape {jnp.shape(leaf)}, got"
+                f" {jnp.shape(x)}"
+            )
+
+
 def cast_like(tree: Any, like: Any) -> Any:
     """`tree` in the dtypes of `like`; leaves that have them already, PRNG keys too, stay."""
 

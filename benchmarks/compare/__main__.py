@@ -2,11 +2,13 @@
 
     python -m benchmarks.compare                                  # digits, no download
     python -m benchmarks.compare --dataset cifar10 --data-dir DIR
+    python -m benchmarks.compare --quick                          # a minute
     python -m benchmarks.compare --checkpoint DIR                 # killed, it goes on from there
     srun python -m benchmarks.compare --distributed               # on many hosts
 
 The network is the article's CNN, in Flax NNX. An epoch is one compiled program, and all devices
-share its batches, those of other hosts too.
+share its batches, those of other hosts too. Then the article's five claims for the diffusion are
+tried, each where it is decided: see `trial`.
 """
 
 import contextlib
@@ -17,12 +19,16 @@ from rich.console import Console
 
 from ..lib import cli, machine
 from . import distributed, metrics, options, report, run
+from .trial import trial
 
 
 @cli.program("compare")
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, train, report."""
     chosen = options.parse(argv, __doc__)
+    if chosen.tune:
+        trial.tune(chosen.claims, print)
+        return 0
     if chosen.distributed:
         distributed.connect()
     with contextlib.ExitStack() as held:
@@ -38,7 +44,8 @@ def compare(chosen: options.Options, held: contextlib.ExitStack) -> int:
         distributed.agree(run.arguments(chosen, dataset))
         distributed.all_or_none(lambda: run.claim(chosen, held))
     found: dict[str, Any] = {
-        "config": options.config(chosen), "machine": machine.describe(), "runs": []
+        "config": options.config(chosen), "machine": machine.describe(), "runs": [],
+        "claims": [],
     }  # fmt: skip
     predictions: dict[str, run.Predictions] = {}  # of each optimizer's first run
     stop = None
@@ -51,6 +58,11 @@ def compare(chosen: options.Options, held: contextlib.ExitStack) -> int:
                     continue
                 if len(found["runs"]) == 1:
                     metrics.keep_earlier(chosen.out, found["config"], bool(chosen.checkpoint))
+                metrics.save(chosen.out, found)
+        with console.status("the trial") as bar:
+            say = lambda claim: bar.update(f"the trial: {claim}")
+            for entries in trial.run(chosen.claims, chosen.size, chosen.out, say):
+                found["claims"] += entries
                 metrics.save(chosen.out, found)
     except (KeyboardInterrupt, cli.Refusal) as error:
         stop = error

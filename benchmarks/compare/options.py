@@ -14,6 +14,7 @@ import optax
 import diffopt
 
 from ..lib import cli, machine
+from .trial.trial import CLAIMS
 
 # name: (learning rate, temperature, PRNG key) -> transformation
 BUILDERS: dict[str, Callable[[float, float, Any], optax.GradientTransformation]] = {
@@ -32,6 +33,7 @@ BUILDERS: dict[str, Callable[[float, float, Any], optax.GradientTransformation]]
     "article": lambda lr, T, key: diffopt.sgld(lr, T, key=key),
 }
 WITHOUT_TEMPERATURE = ("sgd", "momentum", "adam")
+QUICK_EPOCHS = 3
 
 # what is trained unless told otherwise: the article's own comparison
 ARTICLE = ("sgd", "momentum", "adam", "langevin", "article")
@@ -101,6 +103,9 @@ class Options(NamedTuple):
     sweep: bool
     checkpoint: Path | None
     distributed: bool
+    claims: tuple[str, ...]
+    size: str
+    tune: bool
 
 
 def build(optimizer: Optimizer, key: Any) -> optax.GradientTransformation:
@@ -124,12 +129,15 @@ def parse(argv: list[str] | None, doc: str | None) -> Options:
         help=f"any of {' '.join(BUILDERS)} (default: {' '.join(ARTICLE)})",
     )  # fmt: skip
     parser.add_argument(
-        "--epochs", type=cli.at_least_one, help="default: 12 on digits, 10 on cifar10"
-    )
+        "--epochs", type=cli.at_least_one,
+        help=f"default: 12 on digits, 10 on cifar10, {QUICK_EPOCHS} with --quick",
+    )  # fmt: skip
     parser.add_argument(
         "--batch-size", type=cli.at_least_one, help="default: 32 on digits, 100 on cifar10"
     )
-    parser.add_argument("--seeds", type=cli.at_least_one, default=3, help="how many (default 3)")
+    parser.add_argument(
+        "--seeds", type=cli.at_least_one, help="how many (default 3, 1 with --quick)"
+    )
     for option, what in (("--learning-rate", "step size"), ("--temperature", "temperature")):
         parser.add_argument(
             option, nargs="+", default=[], type=assignment, metavar="NAME=VALUE",
@@ -147,7 +155,29 @@ def parse(argv: list[str] | None, doc: str | None) -> Options:
         "--distributed", action="store_true",
         help="train with the devices of all processes that a launcher started, on all hosts",
     )  # fmt: skip
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="everything at its shortest: a minute")
+    size.add_argument(
+        "--full", action="store_true",
+        help="every size, rival and seed of the trial: hours; killed, it goes on from --out",
+    )  # fmt: skip
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--claims", nargs="+", choices=tuple(CLAIMS), metavar="NAME",
+        help=f"claims to try, on digits, after the runs: any of {' '.join(CLAIMS)} (default: all,"
+        " none with cifar10)",
+    )  # fmt: skip
+    which.add_argument("--no-claims", action="store_true", help="the runs alone, no trial")
+    parser.add_argument(
+        "--tune", action="store_true",
+        help="only find the settings of the trial, on other seeds, and write them where it reads"
+        " them",
+    )  # fmt: skip
     args = parser.parse_args(argv)
+    if args.distributed and (args.claims or args.tune):
+        parser.error("--claims and --tune with --distributed: the trial is of one process")
+    if args.tune and args.no_claims:
+        parser.error("--tune with --no-claims: nothing to tune")
     cli.once("--optimizers", args.optimizers)
     for option, values in (
         ("--learning-rate", args.learning_rate), ("--temperature", args.temperature)
@@ -177,6 +207,7 @@ def parse(argv: list[str] | None, doc: str | None) -> Options:
         except ValueError as error:
             parser.error(f"{name}: {error}")
         optimizers.append(optimizer)
+    claims = () if args.no_claims or args.distributed or args.dataset != "digits" else CLAIMS
     arguments = sys.argv[1:] if argv is None else argv
     return Options(
         command=f"python -m benchmarks.compare {shlex.join(arguments)}",
@@ -184,12 +215,15 @@ def parse(argv: list[str] | None, doc: str | None) -> Options:
         data_dir=args.data_dir,
         out=args.out,
         optimizers=tuple(optimizers),
-        epochs=args.epochs or defaults.epochs,
+        epochs=args.epochs or (QUICK_EPOCHS if args.quick else defaults.epochs),
         batch_size=defaults.batch_size if args.batch_size is None else args.batch_size,
-        seeds=args.seeds,
+        seeds=args.seeds or (1 if args.quick else 3),
         sweep=args.sweep,
         checkpoint=args.checkpoint,
         distributed=args.distributed,
+        claims=tuple(dict.fromkeys(args.claims or claims)),
+        size="quick" if args.quick else "full" if args.full else "default",
+        tune=args.tune,
     )
 
 

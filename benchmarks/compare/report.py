@@ -9,15 +9,16 @@ import jinja2
 import numpy as np
 import rich.box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ..lib import files
 from ..lib.data import Data
 from ..lib.scores import plus_minus
 from . import plots
-from .claims import claims
 from .metrics import accuracies, averaged_epochs, finished, good_accuracy, runs_of, save
 from .run import Predictions
+from .trial import panel, trial
 
 FIGURES = ("curves", "calibration", "certainty")
 FILES = ("metrics.json", *(f"{name}.png" for name in FIGURES), "report.html")
@@ -101,10 +102,20 @@ def write(
     plots.plot_certainty(
         predictions[shown].average, dataset.test_images, labels, classes, out / "certainty.png"
     )
+    names: tuple[str, ...] = FIGURES
+    if metrics["claims"]:
+        panel.plot_verdicts(verdicts(metrics), out / "claims.png")
+        has_map = any(entry["claim"] == "tuning" for entry in metrics["claims"])
+        names += ("claims", "tuning") if has_map else ("claims",)
     figures = {
-        name: base64.b64encode((out / f"{name}.png").read_bytes()).decode() for name in FIGURES
+        name: base64.b64encode((out / f"{name}.png").read_bytes()).decode() for name in names
     }
     files.write(out / "report.html", page(metrics, figures, shown))
+
+
+def verdicts(metrics: dict[str, Any]) -> list[panel.Summary]:
+    """The verdict of each claim that was tried."""
+    return panel.summarize(metrics["claims"], trial.CONTROLS)
 
 
 def page(metrics: dict[str, Any], figures: dict[str, str], shown: str) -> str:
@@ -133,7 +144,9 @@ def page(metrics: dict[str, Any], figures: dict[str, str], shown: str) -> str:
         averaged_epochs=averaged_epochs(metrics),
         shown=shown,
         names=finished(metrics),
-        claims=claims(metrics),
+        verdicts=verdicts(metrics),
+        titles=panel.TITLES,
+        effect=panel.effect,
         facts={name.replace("_", " "): value for name, value in facts.items()},
     )
 
@@ -156,12 +169,6 @@ def show(console: Console, metrics: dict[str, Any]) -> None:
         f"Mean ± standard deviation over {seeds} seeds.\n" if seeds > 1 else "One seed.\n"
     )
     color = {"holds": "green", "fails": "red", "open": "yellow"}
-    for claim in claims(metrics):
-        values = ", ".join(f"{name} {value}" for name, value in claim.values.items())
-        remark = f": {claim.remark}" if claim.remark else ""
-        console.print(
-            f"[b]{claim.claim.capitalize()}:[/b]"
-            f" [{color[claim.verdict]}]{claim.verdict}{remark}[/]."
-            f" {claim.measure.capitalize()}: {values}.",
-            highlight=False,
-        )
+    for title, verdict, text in panel.lines(verdicts(metrics)):
+        says = f"[b]{title.capitalize()}:[/b] [{color[verdict]}]{verdict}[/] " if title else "  "
+        console.print(f"{says}{escape(text)}", highlight=False, soft_wrap=True)

@@ -198,6 +198,7 @@ def train(
             state = jax.tree.unflatten(jax.tree.structure(start), leaves)
             params, opt_state, sums = checkpoint.with_keys(state, start)
             params, opt_state = program.replicate((params, opt_state))
+            sums = jax.device_put(sums)
             history, losses = log["history"], log["losses"]
             for entry in history:
                 show(entry)

@@ -8,12 +8,13 @@ import signal
 import numpy as np
 import pytest
 
-from benchmarks.compare import claims, metrics, options, plots, report, run
+from benchmarks.compare import metrics, options, plots, report, run
 from benchmarks.compare.__main__ import main
 from benchmarks.lib import data
 from tests.benchmarks import helpers
 
 JOB = ["--epochs", "2", "--batch-size", "40", "--seeds", "2", "--optimizers", "sgd", "langevin"]
+JOB += ["--no-claims"]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,8 @@ def out(tmp_path_factory):
 
 def test_metrics_have_every_run_and_its_history(out):
     found = json.loads((out / "metrics.json").read_text())
-    assert set(found) == {"config", "machine", "runs"}
+    assert set(found) == {"config", "machine", "runs", "claims"}
+    assert found["claims"] == []
     langevin = {"learning_rate": 0.2, "temperature": 0.001}
     assert found["config"]["optimizers"]["langevin"] == langevin
     assert {"date", "cpu", "cores", "device"} <= set(found["machine"])
@@ -50,7 +52,7 @@ def test_metrics_have_every_run_and_its_history(out):
 def test_report_is_one_self_contained_page(out):
     page = (out / "report.html").read_text()
     assert "http" not in page
-    texts = ("train-test gap", "faster convergence", "jaxlib", "What langevin is most and least")
+    texts = ("train-test gap", "jaxlib", "What langevin is most and least")
     assert all(text in page for text in texts)
     for picture in ("curves.png", "calibration.png", "certainty.png"):
         content = (out / picture).read_bytes()
@@ -180,29 +182,6 @@ def predictions(confidence, examples=360):
     return run.Predictions(probs, probs)
 
 
-def verdicts(config, runs):
-    found = claims.claims({"config": config, "runs": runs})
-    return [claim.verdict + (f": {claim.remark}" if claim.remark else "") for claim in found]
-
-
-def test_claims_say_what_was_measured():
-    config = {"epochs": 4, "sweep": False, "optimizers": {}}
-    for name in ("sgd", "langevin"):
-        config["optimizers"][name] = {"learning_rate": 0.1}
-    sgd = [run_record("sgd", [0.1, 0.2, 0.5, 0.8], 1.0, s) for s in range(2)]
-    better = [run_record("langevin", [0.1, 0.9, 0.9, 0.9], 1.05, s) for s in range(2)]
-    assert verdicts(config, sgd + better) == ["holds", "holds", "holds", "open: 1.05 of sgd"]
-    worse = [run_record("langevin", [0.1, 0.1, 0.6, 0.1], 2.0, s) for s in range(2)]
-    assert verdicts(config, sgd + worse) == ["fails", "fails", "fails", "open: 2.00 of sgd"]
-    never = claims.claims({"config": config, "runs": sgd + worse})[0]
-    assert never.values == {"sgd": "4", "langevin": "never"}
-    lazy = [run_record("langevin", [0.1] * 4, 1.0, s) | {"train_accuracy": 0.1} for s in range(2)]
-    assert verdicts(config, sgd + lazy) == ["fails", "fails", "fails", "open: 1.00 of sgd"]
-    assert set(verdicts(config, sgd[:1] + better[:1])) == {"open", "open: 1.05 of sgd"}
-    same = [{**r, "optimizer": "langevin"} for r in sgd]
-    assert verdicts(config, sgd + same) == ["open", "open", "open", "open: 1.00 of sgd"]
-
-
 def test_a_sweep_trains_once_more_at_other_learning_rates(tmp_path, monkeypatch):
     def train(optimizer, seed, *_):
         name, lr, _ = optimizer
@@ -221,9 +200,6 @@ def test_a_sweep_trains_once_more_at_other_learning_rates(tmp_path, monkeypatch)
     found = json.loads((tmp_path / "metrics.json").read_text())
     rates = [r["learning_rate"] for r in found["runs"] if r["optimizer"] == "sgd"]
     assert np.allclose(rates, [0.05, 0.05, 0.005, 0.05 / 3, 0.15, 0.5])
-    sensitivity = next(c for c in claims.claims(found) if "sensitive" in c.claim)
-    assert sensitivity.values == {"sgd": "16.8 %", "langevin": "1 %"}
-    assert sensitivity.verdict == "holds"
 
 
 def test_a_diverged_run_is_reported_not_hidden(tmp_path):
@@ -236,6 +212,7 @@ def test_a_diverged_run_is_reported_not_hidden(tmp_path):
         "config": config,
         "machine": {"versions": {}},
         "runs": [bad, bad | {"seed": 1}],
+        "claims": [],
     }
     few = data.Data(*(x[:20] for x in helpers.digits()))
     report.write(tmp_path, found, {"sgd": predictions(math.nan, 20)}, few)

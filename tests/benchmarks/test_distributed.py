@@ -13,7 +13,17 @@ from benchmarks.compare.options import Optimizer, parse
 from benchmarks.lib import data, training
 from tests.benchmarks import helpers
 
-JOB = ["--optimizers", "sghmc", "--epochs", "1", "--seeds", "1", "--batch-size", "32"]
+JOB = [
+    "--optimizers",
+    "sghmc",
+    "--epochs",
+    "1",
+    "--seeds",
+    "1",
+    "--batch-size",
+    "32",
+    "--no-claims",
+]
 
 
 def train(patch, folder, *arguments):

@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks.compare import distributed
 from benchmarks.lib import training
-from tests.benchmarks import test_checkpoint
-from tests.benchmarks.test_checkpoint import last_states, results
+from tests.benchmarks import saves
+from tests.benchmarks.saves import last_states, results
 from tests.benchmarks.test_distributed import environments, launch
 
 pytestmark = pytest.mark.slow  # many processes
@@ -18,7 +18,7 @@ ONE = [{}]  # no launcher
 
 
 def job(patch, cache, arguments, noted=None, fatal=None, epoch=None):
-    """The job of `test_checkpoint`, which dies in a place of its second save or after an epoch."""
+    """The job of `saves`, which dies in a place of its second save or after an epoch."""
     patch.setattr(distributed, "LOST", 5)
     train = training.train
 
@@ -29,7 +29,7 @@ def job(patch, cache, arguments, noted=None, fatal=None, epoch=None):
                 os.kill(os.getpid(), signal.SIGKILL)
 
     patch.setattr(training, "train", mortal)
-    return test_checkpoint.job(patch, cache, arguments, noted, fatal)
+    return saves.job(patch, cache, arguments, noted, fatal)
 
 
 @pytest.fixture(scope="module")

@@ -81,3 +81,14 @@ def test_a_schedule_may_start_at_0_and_be_built_in_a_traced_function():
     np.testing.assert_allclose(step(0.1), -0.1, rtol=1e-6)
     with pytest.raises(TypeError, match="temperature at step 0 must be a real scalar"):
         jax.jit(lambda x: diffopt.sgld(0.1, lambda count: x * count).init(params))(jnp.ones(3))
+
+
+@pytest.mark.parametrize("make", [diffopt.sgld, diffopt.sghmc, diffopt.sgnht, diffopt.baoab])
+def test_a_subnormal_temperature_is_0(make):
+    params = jnp.ones(3)
+    updates = [(tx := make(0.1, T)).update(params, tx.init(params))[0] for T in (1e-38, 1e-44, 0.0)]
+    for update in updates:
+        np.testing.assert_array_equal(update, updates[-1])
+    nan = make(0.1, lambda count: jnp.where(count < 1, 1.0, jnp.nan))
+    _, state = nan.update(params, nan.init(params))
+    assert jnp.isnan(nan.update(params, state)[0]).all()  # and does not pass for 0

@@ -1,0 +1,295 @@
+"""Does noise escape from minima? Rugged landscapes, at equal numbers of gradients.
+
+The ground state of a Sherrington-Kirkpatrick spin glass, whose spins are sin θ, and the minimum of
+Rastrigin's function. The diffusion is `baoab`, cooled to 0; its rivals start again from elsewhere,
+or hop from basin to basin. Whatever each has found is finished alike: a glass by flipping single
+spins as long as one lowers the energy. The controls: a small glass, whose ground state all find;
+Rastrigin's function, whose minima are one kick from each other; a network on clean digits.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import diffopt
+
+from . import digits, overfits, tuned
+from .cells import Keep, Record, Result, Settings, grid, measured
+from .statistics import Entry, entry
+
+
+class Landscape(NamedTuple):
+    """A function to minimize over points `[instances, chains, dimensions]`.
+
+    `energy(data, x)` is differentiated; `start(key, shape)` is where chains begin; `kick(key, x,
+    size)` is the jump of basin hopping, whose descents have step `step`; `finish(data, x)` gives
+    the energies `[instances, chains]` of points once they are finished.
+    """
+
+    energy: Callable[[Any, jax.Array], jax.Array]
+    start: Callable[[jax.Array, tuple[int, ...]], jax.Array]
+    kick: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+    finish: Callable[[Any, jax.Array], jax.Array]
+    step: float
+
+
+def couplings(key: jax.Array, instances: int, spins: int) -> jax.Array:
+    """Symmetric Gaussian couplings of variance 1/N, none of a spin with itself."""
+    above = jnp.triu(jax.random.normal(key, (instances, spins, spins)), 1)
+    return (above + above.swapaxes(1, 2)) / jnp.sqrt(spins)
+
+
+def glass_energy(J: jax.Array, theta: jax.Array) -> jax.Array:
+    """The energy -sᵀJs/2 of spins s = sin θ.
+
+    Its gradient is that of -sᵀh with the field h = Js held fixed: one product with J, not two.
+    """
+    s = jnp.sin(theta)
+    h = jax.lax.stop_gradient(s @ J)
+    half = jax.lax.stop_gradient(0.5 * (s * h).sum(-1))
+    return half - (s * h).sum(-1)
+
+
+def quench(J: jax.Array, theta: jax.Array) -> jax.Array:
+    """Energy per spin of ±1 spins, once the flip of no single spin lowers it; best flips first."""
+    s = jnp.where(jnp.sin(theta) >= 0, 1.0, -1.0)
+    instance = jnp.arange(len(J))[:, None]
+
+    def lowers(state: tuple[jax.Array, jax.Array]) -> jax.Array:
+        s, h = state
+        return (s * h < -1e-6).any()
+
+    def flip(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        s, h = state
+        i = jnp.argmin(s * h, axis=-1)
+        of_i = jnp.take_along_axis(s, i[..., None], -1)
+        change = jnp.where(jnp.take_along_axis(s * h, i[..., None], -1) < -1e-6, -2 * of_i, 0)
+        return s + change * jax.nn.one_hot(i, s.shape[-1]), h + change * J[instance, i]
+
+    s, _ = jax.lax.while_loop(lowers, flip, (s, s @ J))
+    return -0.5 * (s * (s @ J)).sum(-1) / s.shape[-1]
+
+
+def rastrigin(_: Any, x: jax.Array) -> jax.Array:
+    """10 d + Σ (x² - 10 cos 2πx): a minimum near every point of whole numbers, the least at 0."""
+    return (10 + x**2 - 10 * jnp.cos(2 * jnp.pi * x)).sum(-1)
+
+
+LANDSCAPES = {
+    "glass": Landscape(
+        glass_energy,
+        lambda key, shape: jax.random.uniform(key, shape, minval=-jnp.pi, maxval=jnp.pi),
+        lambda key, x, size: jnp.where(jax.random.bernoulli(key, size, x.shape), -x, x),
+        quench,
+        0.3,
+    ),
+    "rastrigin": Landscape(
+        rastrigin,
+        lambda key, shape: jax.random.uniform(key, shape, minval=-5.12, maxval=5.12),
+        lambda key, x, size: x + size * jax.random.normal(key, x.shape),
+        rastrigin,
+        0.002,
+    ),
+}
+DIFFUSION = "baoab, annealed"
+METHODS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    DIFFUSION: lambda hp, steps, key: diffopt.baoab(
+        hp["learning_rate"],
+        optax.linear_schedule(hp["temperature"], 0.0, steps),
+        friction=0.5,
+        key=key,
+    ),
+    "gradient descent, restarts": lambda hp, steps, key: optax.sgd(hp["learning_rate"]),
+    "momentum, restarts": lambda hp, steps, key: optax.sgd(hp["learning_rate"], momentum=0.9),
+    "adam, restarts": lambda hp, steps, key: optax.adam(hp["learning_rate"]),
+}
+HOPPING = "basin hopping"
+RIVALS = (*(name for name in METHODS if name != DIFFUSION), HOPPING)
+SCORED_BY = "mean least energy of 8 instances"
+CONTROLS = ("glass of 25 spins", "digits, a network", "Rastrigin in 10 dimensions")
+
+
+def descend(
+    tx: optax.GradientTransformation, landscape: Landscape, data: Any, x: jax.Array, steps: int
+) -> jax.Array:
+    """Where `steps` updates lead from the points `x`."""
+    gradient = jax.grad(lambda x: landscape.energy(data, x).sum())
+
+    def step(carry: Any, _: None) -> tuple[Any, None]:
+        x, state = carry
+        updates, state = tx.update(gradient(x), state, x)
+        return (optax.apply_updates(x, updates), state), None
+
+    return jax.lax.scan(step, (x, tx.init(x)), length=steps)[0][0]
+
+
+@partial(jax.jit, static_argnames=("method", "name", "dimensions", "instances", "chains", "length"))
+def search(
+    data: Any, key: jax.Array, hp: dict[str, jax.Array], *, method: str, name: str,
+    dimensions: int, instances: int, chains: int, length: int, descents: int = 1,
+) -> jax.Array:  # fmt: skip
+    """The least finished energy of each instance, `[instances]`.
+
+    Each of the chains makes `length` steps; those of basin hopping are a descent, of which it makes
+    `descents`, each from the best of its minima so far after a kick.
+    """
+    landscape = LANDSCAPES[name]
+    start_key, noise_key = jax.random.split(key)
+    x = landscape.start(start_key, (instances, chains, dimensions))
+    if method != HOPPING:
+        x = descend(METHODS[method](hp, length, noise_key), landscape, data, x, length)
+        return landscape.finish(data, x).min(1)
+    fall = partial(descend, optax.sgd(landscape.step, momentum=0.9), landscape, data, steps=length)
+
+    def hop(i: jax.Array, best: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        x, energy = best
+        there = fall(x=landscape.kick(jax.random.fold_in(noise_key, i), x, hp["kick"]))
+        found = landscape.energy(data, there)
+        lower = found < energy
+        return jnp.where(lower[..., None], there, x), jnp.where(lower, found, energy)
+
+    x = fall(x=x)
+    x, _ = jax.lax.fori_loop(1, descents, hop, (x, landscape.energy(data, x)))
+    return landscape.finish(data, x).min(1)
+
+
+class Place(NamedTuple):
+    """A setting: a landscape, its size, gradients for each instance, whose settings it has."""
+
+    setting: str
+    name: str
+    dimensions: int
+    gradients: int
+    tuned_as: str
+    saving: int = 1  # the diffusion has so many times fewer gradients
+
+
+GLASS_100 = Place("glass of 100 spins", "glass", 100, 16_000, "glass of 100 spins")
+GLASS_400 = Place("glass of 400 spins", "glass", 400, 16_000, "glass of 400 spins")
+QUARTER = GLASS_400._replace(
+    setting="glass of 400 spins, a quarter of the rivals' gradients", saving=4
+)
+RASTRIGIN = Place("Rastrigin in 10 dimensions", "rastrigin", 10, 128_000, "Rastrigin")
+SMALL_GLASS = Place(CONTROLS[0], "glass", 25, 16_000, "glass of 100 spins")
+
+
+class Size(NamedTuple):
+    """What is run."""
+
+    instances: int
+    places: tuple[Place, ...]
+    network: bool  # the control on digits
+
+
+SIZES = {
+    "quick": Size(12, (GLASS_100, SMALL_GLASS), network=False),
+    "default": Size(
+        16,
+        (GLASS_100, GLASS_400, QUARTER, RASTRIGIN, SMALL_GLASS),
+        network=True,
+    ),
+    "full": Size(
+        32,
+        (
+            GLASS_100,
+            GLASS_400._replace(setting="glass of 200 spins", dimensions=200),
+            GLASS_400,
+            QUARTER,
+            GLASS_400._replace(setting="glass of 800 spins", dimensions=800),
+            RASTRIGIN._replace(setting="Rastrigin in 5 dimensions", dimensions=5),
+            RASTRIGIN,
+            RASTRIGIN._replace(setting="Rastrigin in 20 dimensions", dimensions=20),
+            SMALL_GLASS,
+        ),
+        network=True,
+    ),
+}
+
+
+def least(
+    place: Place, method: str, hp: Settings, *, gradients: int, instances: int, seed: int
+) -> Result:
+    """The least energy that a method finds in each instance."""
+    key = jax.random.key(seed)
+    data = couplings(key, instances, place.dimensions) if place.name == "glass" else None
+    chains = hp["chains"]
+    length = hp["length"] if method == HOPPING else gradients // chains
+    shape = dict(
+        method=method, name=place.name, dimensions=place.dimensions, instances=instances,
+        chains=chains, length=length,
+    )  # fmt: skip
+    traced = {name: value for name, value in hp.items() if name not in ("chains", "length")}
+    energies, seconds = measured(
+        search, data, jax.random.fold_in(key, 1), traced, static=shape,
+        descents=gradients // (chains * length),
+    )  # fmt: skip
+    rounded = np.round(energies.astype(float), 6)  # the same spins have the same energy
+    return {"values": {"energy": rounded.tolist()}, "seconds": seconds}
+
+
+def run(size: str, keep: Keep) -> list[Entry]:
+    """The entries of the claim."""
+    chosen = SIZES[size]
+    entries = []
+    for place in chosen.places:
+        found = {}
+        for method, hp in tuned.load("escapes")[place.tuned_as].items():
+            gradients = place.gradients // (place.saving if method == DIFFUSION else 1)
+            amount = {"gradients": gradients, "instances": chosen.instances, "seed": 0}
+            result = keep(
+                f"{place.name} {place.dimensions}, {method}",
+                [hp, amount],
+                partial(least, place, method, hp, **amount),
+            )
+            found[method] = (method, result["values"]["energy"], result["seconds"])
+        metric = "least energy per spin" if place.name == "glass" else "least value"
+        entries += [
+            entry(
+                "escapes", place.setting, metric, found[DIFFUSION], found[rival],
+                lower_is_better=True,
+            )
+            for rival in RIVALS
+        ]  # fmt: skip
+    if chosen.network:
+        methods = {name: overfits.SINGLES[name] for name in overfits.SINGLES if "last" in name}
+        entries += overfits.compared(
+            "escapes", CONTROLS[1], "error",
+            {overfits.COOLED: overfits.SINGLES[overfits.COOLED]} | methods,
+            tuned.load("overfits")["0 %"], 0.0, digits.SIZES[size], keep,
+        )  # fmt: skip
+    return entries
+
+
+def tune(record: Record) -> None:
+    """Twelve trials of each method, on eight instances that the trial does not have."""
+    glass = {
+        DIFFUSION: grid(learning_rate=[0.2, 0.3, 0.4], temperature=[0.5, 0.8], chains=[4, 16]),
+        "gradient descent, restarts": grid(
+            learning_rate=[0.1, 0.3, 0.6, 1.0], chains=[16, 64, 256]
+        ),
+        "momentum, restarts": grid(learning_rate=[0.03, 0.1, 0.3, 0.6], chains=[16, 64, 256]),
+        "adam, restarts": grid(learning_rate=[0.03, 0.1, 0.3, 1.0], chains=[16, 64, 256]),
+        HOPPING: grid(kick=[0.02, 0.05, 0.1, 0.2], length=[25, 50, 100], chains=[4]),
+    }
+    hills = {
+        DIFFUSION: grid(learning_rate=[0.02, 0.04], temperature=[3.0, 10.0, 30.0], chains=[4, 16]),
+        "gradient descent, restarts": grid(
+            learning_rate=[0.001, 0.002, 0.004, 0.01], chains=[64, 512, 2048]
+        ),
+        "momentum, restarts": grid(
+            learning_rate=[0.0005, 0.001, 0.002, 0.005], chains=[64, 512, 2048]
+        ),
+        "adam, restarts": grid(learning_rate=[0.03, 0.1, 0.3, 1.0], chains=[64, 512, 2048]),
+        HOPPING: grid(kick=[0.3, 0.5, 0.8, 1.2], length=[25, 50, 100], chains=[4]),
+    }
+    for place, grids in ((GLASS_100, glass), (GLASS_400, glass), (RASTRIGIN, hills)):
+        for method, points in grids.items():
+            amount = {"gradients": place.gradients, "instances": 8, "seed": 1000}
+            found = [least(place, method, hp, **amount)["values"]["energy"] for hp in points]
+            scores = [float(np.mean(energies)) for energies in found]
+            record(place.tuned_as, method, list(zip(points, scores, strict=True)))

@@ -1,0 +1,321 @@
+"""The trial of the five claims: its statistics, its landscapes, its networks, what it shows."""
+
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import norm, permutation_test
+
+from benchmarks.compare import options
+from benchmarks.compare.__main__ import main
+from benchmarks.compare.trial import (
+    cells,
+    cost,
+    digits,
+    escapes,
+    overfits,
+    panel,
+    stable,
+    statistics,
+    trial,
+    tuned,
+    tuning,
+)
+from tests.benchmarks import helpers
+
+PAIRS = 12
+
+
+def entry(difference, setting="there", rival="adam", *, lower_is_better=True, spread=0.1):
+    """Twelve pairs whose differences scatter about a mean."""
+    noise = spread * norm.ppf((np.arange(PAIRS) + 0.5) / PAIRS)
+    theirs = np.linspace(1, 2, PAIRS)
+    return statistics.entry(
+        "escapes", setting, "error, %",
+        ("sgld", theirs + difference + noise, 1.0), (rival, theirs, 2.0),
+        lower_is_better=lower_is_better,
+    )  # fmt: skip
+
+
+def test_p_is_the_share_of_sign_flips_that_are_as_extreme():
+    values = np.array([0.3, -0.1, 0.5, 0.2, 0.4])
+    expected = permutation_test(
+        (values,), lambda x, axis: x.mean(axis=axis), permutation_type="samples"
+    )
+    assert statistics.p_value(values) == pytest.approx(expected.pvalue)
+    assert statistics.p_value(np.ones(PAIRS)) == pytest.approx(2 / 2**PAIRS)
+    assert statistics.p_value([0.0] * PAIRS) == 1
+
+
+def test_the_p_of_many_pairs_is_that_of_a_normal_mean():
+    values = norm.ppf((np.arange(100) + 0.5) / 100)
+    expected = 2 * norm.sf(2.0)
+    error = np.sqrt(expected / 2**16)
+    p = statistics.p_value(values + 2 * np.sqrt((values**2).mean() / 96))
+    assert abs(p - expected) < 4.5 * error
+
+
+def test_an_interval_is_the_standard_error_of_a_normal_sample():
+    values = norm.ppf((np.arange(400) + 0.5) / 400)
+    low, high = statistics.interval(values + 3)
+    error = values.std() / 20
+    assert low == pytest.approx(3 - 1.96 * error, abs=0.1 * error)
+    assert high == pytest.approx(3 + 1.96 * error, abs=0.1 * error)
+
+
+def test_holms_p_values():
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([0.7, 0.8]) == [1, 1]
+
+
+def test_an_entry_has_pairs_and_what_follows():
+    found = entry(-0.5)
+    assert found["difference"] == pytest.approx(-0.5)
+    assert found["interval"][0] < -0.5 < found["interval"][1]
+    assert statistics.gain(found) == pytest.approx(0.5)
+    assert statistics.gain(entry(-0.5, lower_is_better=False)) == pytest.approx(-0.5)
+    assert (found["diffusion_seconds"], found["rival_seconds"]) == (1.0, 2.0)
+    with pytest.raises(ValueError, match="escapes, there: values must be finite pairs"):
+        entry(np.nan)
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [
+        ([-0.5, -0.5], "holds"),
+        ([0.5, 0.5], "fails"),
+        ([-0.5, 0.5], "fails"),
+        ([-0.5, 0.0], "open"),
+        ([0.0, 0.0], "open"),
+    ],
+)
+def test_a_setting_holds_only_if_every_rival_is_beaten(differences, verdict):
+    entries = [entry(d, rival=f"rival {i}") for i, d in enumerate(differences)]
+    assert {each["verdict"] for each in statistics.judge(entries)} == {verdict}
+
+
+def test_verdicts_are_corrected_for_the_number_of_settings():
+    weak = entry(-0.095)
+    assert 0.005 < weak["p"] < 0.01
+    assert statistics.judge([weak])[0]["verdict"] == "holds"
+    both = statistics.judge([weak, entry(0.0, "elsewhere")])
+    assert [each["verdict"] for each in both] == ["open", "open"]
+
+
+def test_the_energy_of_a_glass_by_brute_force():
+    J = escapes.couplings(jax.random.key(1), 3, 10)
+    assert np.allclose(J, J.swapaxes(1, 2)) and not np.diagonal(J, axis1=1, axis2=2).any()
+    spins = np.array(list(itertools.product((1.0, -1.0), repeat=10)))
+    energies = -0.5 * np.einsum("si,kij,sj->ks", spins, J, spins) / 10
+    hp = {"learning_rate": 0.3, "temperature": 0.8, "chains": 16}
+    shape = dict(name="glass", dimensions=10, instances=3, chains=16, length=200)
+    traced = {name: value for name, value in hp.items() if name != "chains"}
+    found = escapes.search(J, jax.random.key(2), traced, method=escapes.DIFFUSION, **shape)
+    assert np.allclose(found, energies.min(1), atol=1e-5)
+
+    theta = jnp.asarray(np.where(spins[:50] > 0, 1.0, -1.0)) * jnp.pi / 2
+    at_start = escapes.glass_energy(J, jnp.broadcast_to(theta, (3, 50, 10))) / 10
+    assert np.allclose(at_start, energies[:, :50], atol=1e-5)
+    quenched = escapes.quench(J, jnp.broadcast_to(theta, (3, 50, 10)))
+    flipped = energies.reshape(3, *[2] * 10)
+    minima = np.ones_like(flipped, bool)
+    for axis in range(1, 11):
+        minima &= flipped <= np.flip(flipped, axis) + 1e-6
+    for instance in range(3):
+        of_minima = flipped[instance][minima[instance]]
+        assert all(np.abs(of_minima - e).min() < 1e-5 for e in np.asarray(quenched[instance]))
+
+
+def test_the_gradient_of_a_glass():
+    J = escapes.couplings(jax.random.key(1), 2, 8)
+    theta = jax.random.normal(jax.random.key(2), (2, 3, 8))
+    energy = lambda theta: -0.5 * jnp.einsum("kci,kij,kcj->", jnp.sin(theta), J, jnp.sin(theta))
+    mine = jax.grad(lambda theta: escapes.glass_energy(J, theta).sum())(theta)
+    assert np.allclose(mine, jax.grad(energy)(theta), atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [*escapes.METHODS, escapes.HOPPING])
+def test_each_method_descends_on_rastrigin(method):
+    hp = {"learning_rate": 0.002, "temperature": 1.0, "kick": 0.5}
+    start = escapes.LANDSCAPES["rastrigin"].start(jax.random.key(0), (2, 4, 3))
+    shape = dict(name="rastrigin", dimensions=3, instances=2, chains=4, length=50)
+    found = escapes.search(None, jax.random.key(0), hp, method=method, **shape, descents=4)
+    assert (found >= 0).all() and found.mean() < escapes.rastrigin(None, start).mean()
+
+
+def test_labels_are_wrong_as_often_as_asked():
+    _, true, _, _ = digits.load()
+    orders, labels = digits.with_wrong_labels(range(20), 0.4)
+    assert len(true) == digits.TRAIN + digits.VALIDATION
+    wrong = (labels != true[orders]).mean()
+    expected, examples = 0.4 * 0.9, labels.size
+    assert abs(wrong - expected) < 4.5 * np.sqrt(expected * (1 - expected) / examples)
+    clean_orders, clean = digits.with_wrong_labels(range(2), 0.0)
+    assert (clean == true[clean_orders]).all() and (clean_orders == orders[:2]).all()
+
+
+def test_networks_learn_and_what_they_predict_is_as_named():
+    hp = {"epochs": 4, "learning_rate": 0.03, "weight_decay": 0.0, "temperature": 0.0}
+    found, labels, seconds = digits.predictions(digits.Run("sghmc", hp, 0.0, 0, 2))
+    assert set(found) == set(digits.PREDICTORS) and seconds > 0
+    error, _ = digits.error_and_nll(found["last"][:, : digits.TRAIN], labels[:, : digits.TRAIN])
+    assert (error < 10).all()
+    assert np.allclose(found["average"], found["last"])  # of epochs 3 and 4, every other
+    cold, _, _ = digits.predictions(digits.Run("sghmc", hp | {"cool": 1.0}, 0.0, 0, 2))
+    assert np.array_equal(cold["last"], found["last"])  # at T = 0 there is nothing to cool
+    crowd, _, _ = digits.predictions(digits.Run("sghmc", hp | {"members": 4}, 0.0, 0, 2))
+    assert not np.allclose(crowd["average"], crowd["last"])
+
+
+def test_a_diverged_network_predicts_all_classes_alike():
+    run = digits.Run("sghmc", {"epochs": 4, "learning_rate": 1e6}, 0.0, 0, 2)
+    result = digits.test(run)["values"]
+    assert np.allclose(result["NLL, last"], np.log(10))
+
+
+def test_a_stream_changes_or_does_not():
+    amount = {"tasks": 4, "first_seed": 0, "seeds": 2}
+    sgd, hp = stable.RIVALS["sgd"], {"learning_rate": 0.1}
+    changing = stable.follow(sgd, hp, changes=True, **amount)["values"]
+    staying = stable.follow(sgd, hp, changes=False, **amount)["values"]
+    assert np.mean(staying["late"]) > np.mean(changing["late"]) + 5
+    assert np.mean(staying["change"]) > 5
+    still = stable.follow(sgd, hp | {"weight_decay": 1e-3}, changes=True, **amount)["values"]
+    assert still["late"] != changing["late"]
+
+
+def test_the_share_of_a_grid_near_the_best():
+    ours, theirs = np.array([[10.0, 10.0], [13.0, 11.0]]), np.array([[20.0, 12.0], [11.9, 30.0]])
+    shares = tuning.share_near_best({"sghmc": ours, "momentum": theirs}, "error")
+    assert shares == {"sghmc": [50.0, 100.0], "momentum": [50.0, 50.0]}
+    assert tuning.share_near_best({"sghmc": ours / 10}, "NLL") == {"sghmc": [50.0, 50.0]}
+
+
+def test_the_cost_is_that_of_the_noise_over_sgd(monkeypatch):
+    monkeypatch.setitem(cost.SIZES, "quick", cost.Size(2, 1, (cost.CONTROLS[0],), ()))
+    plain, noisy, fast = (dict(values=[t, t]) for t in (1.0, 1.5, 1.05))
+    of = {"sgd": plain, "langevin, gaussian": noisy, "langevin, rademacher": fast}
+    values = {name: each["values"] for name, each in of.items()}
+    found = cost.run("quick", lambda *_: {"values": values, "seconds": 1.0})
+    assert [each["difference"] for each in found] == pytest.approx([40.0, -5.0])
+
+
+@pytest.mark.parametrize("name", ["a transformer block", *cost.CONTROLS])
+def test_each_network_of_the_cost_can_be_stepped(name):
+    work = cost.WORKS[name]()
+    loss, grads = jax.eval_shape(jax.value_and_grad(work.loss), work.params, *work.batch)
+    assert loss.shape == () and jax.tree.structure(grads) == jax.tree.structure(work.params)
+
+
+def test_cells_are_kept_on_disk(tmp_path):
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return {"values": {"x": [1.0]}, "seconds": 2.0}
+
+    for _ in range(2):
+        keep = cells.keeper(tmp_path)
+        assert keep("a", [1], compute) == keep("a", [1], compute)
+    assert len(calls) == 1
+    keep("a", [2], compute)
+    assert len(calls) == 2
+
+
+def test_tuning_keeps_every_trial_and_chooses_the_least(tmp_path, monkeypatch):
+    monkeypatch.setattr(tuned, "FILE", tmp_path / "settings.json")
+    fake = lambda record: record("here", "adam", [({"lr": 1}, 3.0), ({"lr": 2}, float("nan"))])
+    monkeypatch.setattr(overfits, "tune", fake)
+    trial.tune(["overfits", "cost"], lambda text: None)
+    assert tuned.load("overfits") == {"here": {"adam": {"lr": 1}}}
+    found = json.loads(tuned.FILE.read_text())["overfits"]
+    assert [each["score"] for each in found["trials"]] == [3.0, None]
+
+
+@pytest.mark.parametrize("size", ["quick", "default", "full"])
+def test_frozen_settings_are_there_for_all_that_is_run(size):
+    """Every claim but the cost, whose results are made up."""
+
+    def keep(name, what, compute):
+        names = [f"{m}, {p}" for m in overfits.METRICS for p in digits.PREDICTORS]
+        values = {n: list(range(PAIRS)) for n in [*names, "energy", "late", "change"]}
+        return {"values": values, "seconds": 1.0}
+
+    for claim in ("escapes", "stable", "overfits", "tuning"):
+        found = statistics.judge(trial.CLAIMS[claim].run(size, keep))
+        assert {each["claim"] for each in found} == {claim}
+        (summary,) = panel.summarize(found, trial.CONTROLS)
+        assert size == "quick" or any(setting.control for setting in summary.settings)
+
+
+def made_up(verdict_of_control="fails"):
+    """Entries of every claim that hold, and fail in the control."""
+    found = []
+    for claim, controls in trial.CONTROLS.items():
+        mine = [entry(-0.5, "somewhere"), entry(0.5, f"{controls[0]} x")]
+        found += [each | {"claim": claim} for each in statistics.judge(mine)]
+    return found
+
+
+def test_a_claim_holds_whatever_its_control_says(tmp_path):
+    summaries = panel.summarize(made_up(), trial.CONTROLS)
+    assert [summary.verdict for summary in summaries] == ["holds"] * 5
+    lines = panel.lines(summaries)
+    assert len(lines) == 10 and "(control)" in lines[1][2]
+    assert "error -0.5 [" in lines[0][2] and "% beside adam, p = 0.00049" in lines[0][2]
+    panel.plot_verdicts(summaries, tmp_path / "claims.png")
+    assert (tmp_path / "claims.png").stat().st_size > 10_000
+
+
+def test_the_job_ends_with_the_trial(tmp_path, monkeypatch, capsys):
+    fake = {claim: [e for e in made_up() if e["claim"] == claim] for claim in trial.CLAIMS}
+    for claim, module in trial.CLAIMS.items():
+        monkeypatch.setattr(module, "run", lambda size, keep, claim=claim: fake[claim])
+    chosen = ["--claims", "cost", "escapes", "--epochs", "1", "--optimizers", "sgd"]
+    helpers.make_small(monkeypatch)
+    assert helpers.status(main, "--quick", *chosen, "--out", tmp_path) == 0
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert {each["claim"] for each in found["claims"]} == {"escapes", "cost"}
+    keys = {"claim", "setting", "metric", "lower_is_better", "diffusion", "rival", "verdict",
+            "diffusion_values", "rival_values", "difference", "interval", "p",
+            "diffusion_seconds", "rival_seconds"}  # fmt: skip
+    assert all(set(each) == keys for each in found["claims"])
+    page, said = (tmp_path / "report.html").read_text(), capsys.readouterr().out
+    assert "Where the diffusion pays" in page and "costs little: holds" in page
+    assert "Escapes from minima: holds (holds in 1 of 1 settings)" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "claims", "size"),
+    [
+        ([], tuple(trial.CLAIMS), "default"),
+        (["--quick"], tuple(trial.CLAIMS), "quick"),
+        (["--full", "--claims", "cost"], ("cost",), "full"),
+        (["--no-claims"], (), "default"),
+        (["--dataset", "cifar10"], (), "default"),
+        (["--dataset", "cifar10", "--claims", "tuning"], ("tuning",), "default"),
+        (["--distributed"], (), "default"),
+    ],
+)
+def test_which_claims_are_tried(arguments, claims, size):
+    chosen = options.parse(arguments, "doc")
+    assert (chosen.claims, chosen.size) == (claims, size)
+    assert (chosen.epochs, chosen.seeds) == ((3, 1) if size == "quick" else (chosen.epochs, 3))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--claims", "magic"], "invalid choice: 'magic'"),
+        (["--quick", "--full"], "not allowed with argument"),
+        (["--claims", "cost", "--no-claims"], "not allowed with argument"),
+        (["--claims", "cost", "--distributed"], "the trial is of one process"),
+        (["--tune", "--no-claims"], "nothing to tune"),
+    ],
+)
+def test_options_of_the_trial_that_contradict(arguments, sentence, capsys):
+    assert helpers.status(main, *arguments) == 2
+    assert sentence in capsys.readouterr().err
