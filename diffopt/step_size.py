@@ -108,7 +108,7 @@ def find_step_size(
 
     Example:
       >>> import diffopt, jax.numpy as jnp
-      >>> curvature = jnp.array([1.0] * 99 + [100.0])
+      >>> curvature = jnp.array([10.0] * 99 + [100.0])
       >>> loss = lambda p: jnp.sum(curvature * p**2) / 2
       >>> step_size, table = diffopt.find_step_size(
       ...     diffopt.sgld, loss, jnp.zeros(100), temperature=0.1

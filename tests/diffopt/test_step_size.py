@@ -2,12 +2,14 @@
 
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import diffopt
+from benchmarks.lib import data, models, training
 
 CURVATURE = jnp.array([1.0] * 9 + [30.0])
 HOT = 1 - 1 / 1.05  # ηk/2 at which 1/(1 - ηk/2) = 1.05
@@ -58,10 +60,10 @@ def test_a_leaf_that_has_not_settled_is_named():
 
 def test_noisy_gradients_shorten_the_step():
     """θ²/2 from batches of one of x = ±3: T̂/T = (1 + ησ²/2T)/(1 - η/2), σ² = 9."""
-    data = jnp.tile(jnp.array([3.0, -3.0]), 500)
+    pairs = jnp.tile(jnp.array([3.0, -3.0]), 500)
     loss = lambda p, x: jnp.mean((p - x) ** 2) / 2
     step_size, _ = diffopt.find_step_size(
-        diffopt.sgld, loss, jnp.zeros([]), data, temperature=1.0, batch_size=1, num_steps=20_000
+        diffopt.sgld, loss, jnp.zeros([]), pairs, temperature=1.0, batch_size=1, num_steps=20_000
     )
     exact = 0.05 / (9 / 2 + 1.05 / 2)
     assert step_size == pytest.approx(exact, rel=0.5)
@@ -98,9 +100,60 @@ def test_more_parameters_than_their_square_fits_into_32_bits():
 
 def test_what_is_not_measured_is_not_good():
     """θ²/2 from batches of one of x = ±100: ten standard deviations of noise are no temperature."""
-    data = jnp.tile(jnp.array([100.0, -100.0]), 500)
+    pairs = jnp.tile(jnp.array([100.0, -100.0]), 500)
     loss = lambda p, x: jnp.mean((p - x) ** 2) / 2
     with pytest.raises(ValueError, match="no step size is good: .* ± .*more steps"):
         diffopt.find_step_size(
-            diffopt.sgld, loss, jnp.zeros([]), data, temperature=1.0, batch_size=1, num_steps=200
+            diffopt.sgld, loss, jnp.zeros([]), pairs, temperature=1.0, batch_size=1, num_steps=200
         )
+
+
+T = 1 / 48
+
+
+@pytest.fixture(scope="module")
+def network():
+    """The article's CNN on 48 digits, with exact gradients and a Gaussian prior; a draw to start.
+
+    With a prior of variance 0.01 flat directions are a bowl of curvature T/0.01 and settle soon.
+    """
+    digits = data.digits()
+    batch = digits.train_images[:48], digits.train_labels[:48]
+    graphdef, params = models.init_cnn(1, 0)
+
+    def loss(variance, params, batch):
+        prior = T * optax.tree.norm(params, squared=True) / (2 * variance)
+        return training.mean_loss(graphdef, params, *batch) + prior
+
+    tx = diffopt.sghmc(0.002, T)
+    last = diffopt.sample(tx, partial(loss, 0.01), params, batch, num_steps=300, start=299).params
+    return loss, jax.tree.map(lambda p: p[0], last), batch
+
+
+@pytest.mark.slow
+def test_the_articles_network_is_at_its_temperature(network):
+    loss, params, batch = network
+    loss = partial(loss, 0.01)
+    step_size, table = diffopt.find_step_size(
+        diffopt.sghmc, loss, params, batch, temperature=T, num_steps=400, num_chains=1
+    )
+    assert step_size == pytest.approx(1.9 * 2 * HOT * 0.01 / T, rel=0.25)  # of the prior alone
+    overall = table.overall[table.step_size == step_size]
+    assert (abs(overall - 1) < 0.055).all()
+    tx = diffopt.sghmc(step_size, T)
+    samples = diffopt.sample(tx, loss, params, batch, num_steps=600, start=200)
+    assert (samples.diverged < 0).all()
+    for temperature in samples.temperatures:
+        assert abs(temperature.mean() / T - 1) < 0.055  # the tolerance, and chance
+    first = loss(params, batch)
+    assert abs(samples.losses.mean() / first - 1) < 0.1  # stays where it began
+
+
+@pytest.mark.slow
+def test_a_network_without_a_prior_has_not_settled(network):
+    loss, params, batch = network
+    with pytest.warns(UserWarning, match="not settled in 200 steps"):
+        diffopt.find_step_size(
+            diffopt.sghmc, partial(loss, 1e6), params, batch,
+            temperature=T, num_steps=200, num_chains=1,
+        )  # fmt: skip
