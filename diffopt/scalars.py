@@ -37,7 +37,9 @@ def check_number(name: str, value: Any, *, positive: bool = False, below: float 
     if isinstance(value, np.ndarray | jax.Array) and -1e-6 <= number <= 0:
         return
     least = float(jnp.finfo(working).tiny) if positive else 0.0  # less is flushed to 0
-    got = f"got {value!r}" if number in (0, value) else f"got {value!r}, in {working} {number:g}"
+    # an array is compared as a traced one in a traced function
+    exact = isinstance(value, jax.Array) or number in (0, value)
+    got = f"got {value!r}" if exact else f"got {value!r}, in {working} {number:g}"
     if not math.isfinite(number) or number < least:
         raise ValueError(f"{name} must be finite and {'>' if positive else '≥'} 0, {got}")
     if number >= below:

@@ -41,10 +41,10 @@ each_sampler = pytest.mark.parametrize("name", SAMPLERS)
 COASTING = ("sghmc", "sgnht", "low_precision")
 
 
-def failing(names, reason, values=SAMPLERS):
+def failing(names, reason):
     """The samplers, of which some are known to fail, for a reason that is to be mended."""
     mark = pytest.mark.xfail(strict=True, reason=reason)
-    return [pytest.param(v, marks=mark) if v in names else v for v in values]
+    return [pytest.param(v, marks=mark) if v in names else v for v in SAMPLERS]
 
 
 def tree(dtype):
@@ -577,14 +577,7 @@ def test_a_run_is_the_same_under_rank_promotion_raise_debug_nans_and_debug_key_r
 
 
 @each_sampler
-@pytest.mark.parametrize(
-    "dtype",
-    failing(
-        ["bfloat16", "float16", "complex64", "float64"],
-        "the equations leave the promotion of other dtypes than float32 to JAX",
-        ["float32", "bfloat16", "float16", "complex64", "float64"],
-    ),
-)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "complex64", "float64"])
 def test_it_promotes_no_dtypes_by_itself(name, dtype):
     with jax.enable_x64(dtype == "float64"):
         params, grads = setting(name, dtype)
@@ -610,13 +603,7 @@ def test_numbers_arrays_and_schedules_agree(name):
         assert_close(updates, expected, **tolerance(name))
 
 
-@pytest.mark.parametrize(
-    "name",
-    failing(
-        [name for name in SAMPLERS if name != "midpoint"],
-        "a constant array in a traced function is compared as a traced one",
-    ),
-)
+@each_sampler
 def test_it_can_be_made_of_arrays_in_a_traced_function(name):
     params, grads = setting(name)
     arrays = jnp.array(ETA), jnp.array(T)
