@@ -47,6 +47,7 @@ def pytest_sessionfinish(session):
         return
     own = config.cpu_of_workers + sum(os.times()[: 2 if config.cpu_of_workers else 4])
     quiet = after is not None and after - before - own < 0.1 * wall
+    quiet = quiet and "CI" not in os.environ  # whose processors are shared with machines unseen
     if quiet and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
     config.get_terminal_writer().line(

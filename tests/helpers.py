@@ -162,7 +162,9 @@ def on_devices(module, devices=8):
     The module is run as a program that calls `report`.
     """
     flags = {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        # a busy machine may keep devices waiting for each other longer than the default, 40 s
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
+        " --xla_cpu_collective_call_terminate_timeout_seconds=600",
         "JAX_PLATFORMS": "cpu",
     }
     command = [sys.executable, "-m", module]

@@ -294,6 +294,7 @@ def failures():
     return on_devices("tests.diffopt.test_devices")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS)
 def test_on_eight_devices(check, failures):
     assert check not in failures, failures[check]
