@@ -7,6 +7,8 @@ import pytest
 from benchmarks import chains
 from tests.benchmarks import helpers
 
+pytestmark = pytest.mark.slow
+
 
 def test_it_writes_what_it_measured(tmp_path):
     arguments = ["--chains", 1, 2, "--steps", 3, "--rounds", 1, "--out", tmp_path]

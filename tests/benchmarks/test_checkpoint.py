@@ -16,7 +16,10 @@ from tests.benchmarks import helpers
 from tests.benchmarks.saves import JOB, job, last_states, make_job_small, results
 
 # Orbax leaves calls to an event loop that it has closed where it cannot restore a file.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ from benchmarks.compare.options import Optimizer, parse
 from benchmarks.lib import data, training
 from tests.benchmarks import helpers
 
+pytestmark = pytest.mark.slow
+
 JOB = [
     "--optimizers",
     "sghmc",

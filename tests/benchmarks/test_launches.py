@@ -15,6 +15,8 @@ from benchmarks.lib import cli
 from tests.benchmarks import helpers
 from tests.benchmarks.test_distributed import coordinator, environments, launch
 
+pytestmark = pytest.mark.slow
+
 JOB = ["--optimizers", "sghmc", "--epochs", "3", "--seeds", "1", "--batch-size", "32"]
 
 

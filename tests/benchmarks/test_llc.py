@@ -8,6 +8,8 @@ from benchmarks import llc, llc_training
 from benchmarks.lib import models
 from tests.benchmarks import helpers
 
+pytestmark = pytest.mark.slow
+
 TINY = ["--epochs", "1", "--steps", "4", "--burn-in", "2", "--chains", "2", "--batch", "96"]
 
 

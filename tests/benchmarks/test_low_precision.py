@@ -9,6 +9,8 @@ from benchmarks import low_precision
 from benchmarks.lib import models
 from tests.benchmarks import helpers
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.slow
 def test_the_cnn_in_bfloat16_matches_float32_within_the_spread_over_seeds():

@@ -9,6 +9,8 @@ from flax import nnx
 from benchmarks.lib import models
 from benchmarks.lib.training import predict
 
+pytestmark = pytest.mark.slow
+
 
 def ordinary(conv, x):
     return nnx.relu(nnx.max_pool(conv(x), (2, 2), (2, 2)))

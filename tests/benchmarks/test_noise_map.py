@@ -5,6 +5,8 @@ import pytest
 from benchmarks import noise_map
 from tests.benchmarks import helpers
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_map_is_written_once_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     helpers.make_small(monkeypatch, 800)

@@ -21,6 +21,8 @@ from benchmarks.lib import checkpoint, cli, files
 from tests.benchmarks import helpers
 from tests.benchmarks.test_compare import predictions, run_record
 
+pytestmark = pytest.mark.slow
+
 JOB = ["--epochs", "2", "--batch-size", "40", "--seeds", "2", "--optimizers", "sgd"]
 EARLIER = '{"an earlier result": 1}'
 

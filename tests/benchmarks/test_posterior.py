@@ -10,6 +10,8 @@ import diffopt
 from benchmarks import posterior
 from tests.benchmarks import helpers
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("noise", [0.1, None])
 def test_the_loss_is_the_mean_negative_log_posterior(noise):

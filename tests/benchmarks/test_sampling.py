@@ -9,6 +9,8 @@ import pytest
 from benchmarks import sampling
 from tests.benchmarks import helpers
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_three_ways_take_the_same_steps():
     ways = sampling.programs(num_chains=2, steps=40)

@@ -9,6 +9,8 @@ import pytest
 
 from benchmarks import scaling
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_diffusion_sends_nothing_and_shards_draw_their_part(tmp_path):
     arguments = ["--devices", "1", "2", "--width", "256", "--repeats", "1", "--out", tmp_path]

@@ -7,6 +7,8 @@ import pytest
 from benchmarks import step_cost
 from benchmarks.lib import models
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_row_for_each_update(monkeypatch, tmp_path, capsys):
     every, some = step_cost.contestants, ("optax.sgd", "optax.noisy_sgd", "diffopt.sgld gaussian")

@@ -8,6 +8,8 @@ from benchmarks import train_cost
 from benchmarks.lib import models
 from tests.benchmarks import helpers
 
+pytestmark = pytest.mark.slow
+
 NOISES = ("no diffusion", "gaussian", "rademacher")
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")

@@ -26,6 +26,8 @@ from benchmarks.compare.trial import (
 )
 from tests.benchmarks import helpers
 
+pytestmark = pytest.mark.slow
+
 PAIRS = 12
 
 

@@ -36,7 +36,16 @@ from tests.helpers import (
 
 ETA, T = 0.1, 0.5
 KEY = 7
-each_sampler = pytest.mark.parametrize("name", SAMPLERS)
+QUICK = ("sgld", "sghmc", "midpoint")  # the others are slow
+
+
+def cases(names, mark=None):
+    """All samplers, `names` of them marked with `mark`."""
+    marks = lambda v: [mark] * (v in names) + [pytest.mark.slow] * (v not in QUICK)
+    return [pytest.param(v, marks=marks(v)) for v in SAMPLERS]
+
+
+each_sampler = pytest.mark.parametrize("name", cases(()))
 # They move on where the step size is 0: by their momentum, or by rounding at random.
 COASTING = ("sghmc", "sgnht", "low_precision")
 
@@ -44,7 +53,7 @@ COASTING = ("sghmc", "sgnht", "low_precision")
 def failing(names, reason):
     """The samplers, of which some are known to fail, for a reason that is to be mended."""
     mark = pytest.mark.xfail(strict=True, reason=reason)
-    return [pytest.param(v, marks=mark) if v in names else v for v in SAMPLERS]
+    return cases(names, mark)
 
 
 def tree(dtype):

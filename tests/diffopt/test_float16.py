@@ -8,6 +8,8 @@ import pytest
 
 import diffopt
 
+pytestmark = pytest.mark.slow
+
 N = 200_000
 
 

@@ -12,6 +12,8 @@ from jax import export
 
 import diffopt
 
+pytestmark = pytest.mark.slow
+
 ETA, T = 0.1, 0.5
 SAMPLERS = {
     "langevin": diffopt.langevin,

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 import diffopt
 from tests.helpers import SAMPLERS, assert_close, assert_like
 
+pytestmark = pytest.mark.slow
+
 ETA, T = 0.01, 0.1
 SHAPES = [(), (1,), (3,), (2, 3), (0,), (2, 0, 3), (70, 3), (33, 64)]
 DTYPES = ["float32", "bfloat16", "float16", "complex64"]

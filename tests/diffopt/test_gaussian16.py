@@ -18,6 +18,8 @@ from diffopt.bits16 import random_blocks
 from diffopt.gaussian16 import gaussian16
 from diffopt.increments import increments
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(5)
 SHAPES = [(), (0,), (1,), (7,), (2, 0, 3), (1, 1), (5, 64), (6, 5, 8), (3, 3, 24, 64), (40, 3, 3)]
 

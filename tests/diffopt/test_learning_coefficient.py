@@ -9,6 +9,8 @@ import pytest
 
 import diffopt
 
+pytestmark = pytest.mark.slow
+
 DATA = jnp.linspace(-1.0, 1.0, 20)
 OPTIONS = {"step_size": 0.3, "num_steps": 30, "burn_in": 10, "num_chains": 3}
 

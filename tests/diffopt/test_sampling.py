@@ -14,6 +14,8 @@ import pytest
 
 import diffopt
 
+pytestmark = pytest.mark.slow
+
 X = jax.random.normal(jax.random.key(1), (50, 3))
 Y = X @ jnp.array([1.0, -2.0, 0.5]) + jax.random.normal(jax.random.key(2), (50,))
 START = {"w": jnp.zeros(3), "b": jnp.zeros([])}

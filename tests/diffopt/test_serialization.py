@@ -11,6 +11,8 @@ import numpy as np
 import optax
 import pytest
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parents[2] / "docs" / "serialization.md"
 
 

@@ -16,6 +16,8 @@ from diffopt.gaussian16 import gaussian16, quantile
 from diffopt.increments import SMALL, increments
 from tests.helpers import ROOT
 
+pytestmark = pytest.mark.slow
+
 CELLS = 2**16
 N = 2**20
 VALUES = np.asarray(quantile(jnp.arange(-CELLS // 2, CELLS // 2, dtype=jnp.int16)), np.float64)

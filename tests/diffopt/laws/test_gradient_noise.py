@@ -9,6 +9,8 @@ from scipy.optimize import brentq
 
 import diffopt
 
+pytestmark = pytest.mark.slow
+
 ETA, T, M = 0.05, 0.5, 0.9
 CURVATURE = np.array([0.2, 1.0, 4.0])
 NOISE = np.array([0.0, 1.0, 3.0])  # standard deviations of the gradients' noise

@@ -11,6 +11,8 @@ import pytest
 
 import diffopt
 
+pytestmark = pytest.mark.slow
+
 llc = diffopt.local_learning_coefficient
 SLOW = pytest.mark.slow
 

@@ -13,6 +13,8 @@ import pytest
 import diffopt
 from benchmarks.low_precision import SPACING, nearest, stochastic
 
+pytestmark = pytest.mark.slow
+
 kept = diffopt.low_precision
 
 

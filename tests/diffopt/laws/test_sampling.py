@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from sklearn.datasets import load_diabetes
 
 import diffopt
+
+pytestmark = pytest.mark.slow
 
 
 def within_five_percent(draws, mean, sd):
