@@ -3,4 +3,7 @@
 from diffopt import increments
 from diffopt.gaussian16 import gaussian16
 
-increments.NOISES["gaussian"] = gaussian16
+
+def pytest_configure():
+    """Only as a plugin: the module is also imported to look for doctests."""
+    increments.NOISES["gaussian"] = gaussian16
