@@ -264,18 +264,18 @@ def _stiffest(
         gradient = lambda p: jax.tree.map(jnp.conj, jax.grad(loss)(p, *batch))
         return jax.jvp(gradient, (params,), (v,))[1]
 
+    if data is not None and batch_size is not None:
+        number = len(jax.tree.leaves(data)[0])
+        count = min(10, number // batch_size)
+        order = jax.random.permutation(key, number)[: count * batch_size]
+        batches = order.reshape(count, batch_size)
+
     def product(_: Any, v: Any) -> Any:
         if data is None:
             return unit(along(v))
         if batch_size is None:
             return unit(along(v, data))
-        number = len(jax.tree.leaves(data)[0])
-        count = min(10, number // batch_size)
-        order = jax.random.permutation(key, number)[: count * batch_size]
-        parts = jax.lax.map(
-            lambda index: along(v, jax.tree.map(lambda x: x[index], data)),
-            order.reshape(count, batch_size),
-        )
+        parts = jax.lax.map(lambda index: along(v, jax.tree.map(lambda x: x[index], data)), batches)
         return unit(jax.tree.map(lambda x: x.sum(0), parts))
 
     def unit(v: Any) -> Any:

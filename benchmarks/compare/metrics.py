@@ -37,12 +37,6 @@ def runs_of(metrics: dict[str, Any], name: str) -> list[dict[str, Any]]:
     return [r for r in metrics["runs"] if r["optimizer"] == name and r["learning_rate"] == lr]
 
 
-def swept_runs_of(metrics: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """The runs of one optimizer at the other learning rates of a sweep."""
-    lr = metrics["config"]["optimizers"][name]["learning_rate"]
-    return [r for r in metrics["runs"] if r["optimizer"] == name and r["learning_rate"] != lr]
-
-
 def finished(metrics: dict[str, Any]) -> list[str]:
     """The optimizers that have a finished run, in the order asked for."""
     return [name for name in metrics["config"]["optimizers"] if runs_of(metrics, name)]
