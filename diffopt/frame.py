@@ -41,9 +41,9 @@ def sampler(
     checkpoints as those of diffopt do.
 
     Args:
-      step: the equation. ξ is in float32 or wider: scale it and add it first; the frame rounds.
-        In the new state it may leave `count` and `key` as they are. Read a schedule at
-        `state.count`.
+      step: the equation. g and ξ are in float32 or wider, whatever the gradients are; the frame
+        rounds what comes out. In the new state it may leave `count` and `key` as they are. Read a
+        schedule at `state.count`.
       init: `init(params, count, key)` gives the first state, a NamedTuple with the fields `count`
         and `key` and whatever the sampler keeps. By default a `SamplerState`. A state with a
         `velocity` (a tree like the parameters) and a `mass` (a scalar) can be read by
@@ -101,7 +101,7 @@ def sampler(
         state = fresh if init is None else init(params, *fresh)
         if not all(hasattr(state, name) for name in ("count", "key", "_replace")):
             raise TypeError(f"init must give a NamedTuple with count and key, got {state!r}")
-        return state
+        return cast_like(state, state)
 
     def update_fn(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
@@ -110,7 +110,8 @@ def sampler(
         key, subkey = jax.random.split(state.key)
         xi = increments(subkey, updates, noise)
         with jax.numpy_dtype_promotion("standard"):  # the casts below are meant
-            stepped = step(updates, xi, state)
+            wide = jax.tree.map(lambda g, x: jnp.asarray(g, x.dtype), updates, xi)
+            stepped = step(wide, xi, state)
         if type(stepped) is not tuple or len(stepped) != 2:
             raise TypeError(f"step must return (updates, state), got {type(stepped).__name__}")
         moves, after = stepped

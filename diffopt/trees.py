@@ -44,11 +44,12 @@ def check_like(name: str, tree: Any, like: Any) -> None:
 
 
 def cast_like(tree: Any, like: Any) -> Any:
-    """`tree` in the dtypes of `like`; leaves that have them already, PRNG keys too, stay."""
+    """`tree` in the dtypes of `like`, none of them weak; PRNG keys stay."""
 
     def cast(x: Any, y: Any) -> jax.Array:
         dtype = jnp.result_type(y)
-        return x if getattr(x, "dtype", None) == dtype else jnp.asarray(x, dtype)
+        settled = getattr(x, "dtype", None) == dtype and not getattr(x, "weak_type", False)
+        return x if settled else jnp.asarray(x, dtype)
 
     return jax.tree.map(cast, tree, like)
 

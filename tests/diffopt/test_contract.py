@@ -39,21 +39,11 @@ KEY = 7
 QUICK = ("sgld", "sghmc", "midpoint")  # the others are slow
 
 
-def cases(names, mark=None):
-    """All samplers, `names` of them marked with `mark`."""
-    marks = lambda v: [mark] * (v in names) + [pytest.mark.slow] * (v not in QUICK)
-    return [pytest.param(v, marks=marks(v)) for v in SAMPLERS]
-
-
-each_sampler = pytest.mark.parametrize("name", cases(()))
+each_sampler = pytest.mark.parametrize(
+    "name", [pytest.param(v, marks=[pytest.mark.slow] * (v not in QUICK)) for v in SAMPLERS]
+)
 # They move on where the step size is 0: by their momentum, or by rounding at random.
 COASTING = ("sghmc", "sgnht", "low_precision")
-
-
-def failing(names, reason):
-    """The samplers, of which some are known to fail, for a reason that is to be mended."""
-    mark = pytest.mark.xfail(strict=True, reason=reason)
-    return cases(names, mark)
 
 
 def tree(dtype):
@@ -168,9 +158,7 @@ NEAR_ONE = {  # a momentum, friction or decay that is 1 in bfloat16
 }
 
 
-@pytest.mark.parametrize(
-    "name", failing(["midpoint"], "the frame gives the equation gradients of 16 bits")
-)
+@each_sampler
 def test_jit_equals_eager_to_the_bit_in_bfloat16_and_compiles_once(name):
     tx = NEAR_ONE.get(name, lambda: maker(name, "gaussian")(0.03, 0.5))()
     low = jnp.linspace(-2, 2, 100, dtype=jnp.bfloat16)
@@ -185,7 +173,7 @@ def test_jit_equals_eager_to_the_bit_in_bfloat16_and_compiles_once(name):
     assert update._cache_size() == 1
 
 
-@pytest.mark.parametrize("name", failing(["midpoint"], "the frame lets a state start weakly typed"))
+@each_sampler
 def test_a_weakly_typed_parameter_compiles_once(name):
     tx, weak = maker(name)(ETA, T), jnp.asarray(1.0)
     assert weak.weak_type
