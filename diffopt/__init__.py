@@ -40,5 +40,6 @@ from .underdamped import UnderdampedState as UnderdampedState
 from .underdamped import baoab as baoab
 from .underdamped import sghmc as sghmc
 from .underdamped import sgnht as sgnht
+from .underdamped import ubu as ubu
 
 __version__ = "0.1.0"
