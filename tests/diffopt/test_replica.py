@@ -67,6 +67,7 @@ def test_a_chain_without_a_loss_swaps_with_none_and_one_at_infinity_leaves_the_c
     assert rungs(jnp.array([inf, inf, inf, inf]), 4)[0][-1] == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_pair_swaps_as_often_as_the_formula_says():
     trials, losses = 20_000, jnp.array([0.3, 0.9, -0.4])
     covariance = jnp.array([[0.5, 0.2, 0.0], [0.2, 0.9, -0.1], [0.0, -0.1, 0.4]])
@@ -115,6 +116,7 @@ def test_velocities_change_with_the_temperature():
     assert_equal(still.states.velocity, velocity)
 
 
+@pytest.mark.slow
 def test_chains_of_one_key_differ_and_it_runs_in_a_chain_in_scan_under_strict_settings():
     tx = optax.chain(
         optax.add_decayed_weights(0.1),
