@@ -7,7 +7,7 @@ from types import TracebackType
 def _excepthook(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """Ctrl-C while a program is still importing is one word, as it is later by `lib.cli.program`."""
+    """Ctrl-C while a program is importing is one word, as `lib.cli.program` has it later."""
     if issubclass(kind, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
     else:

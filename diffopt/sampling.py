@@ -259,7 +259,8 @@ def run_chains(
     due = _due(num_steps, start, every, where, base)
     capacity = len(due)
     if on_draw is not None:
-        size = sum(math.prod(p.shape) * p.dtype.itemsize for p in jax.tree.leaves(one))
+        draw = jax.eval_shape(lambda p: transform(_exact(p, tx.init(p))), one)
+        size = sum(math.prod(p.shape) * p.dtype.itemsize for p in jax.tree.leaves(draw))
         capacity = min(capacity, max(1, CHUNK_BYTES // (num_chains * max(size, 1))))
     plan = _Plan(
         tx=tx,
