@@ -152,3 +152,52 @@ def test_two_wells_are_visited_in_the_right_proportions():
     second = quad(lambda x: x**2 * density(x), -4, 4)[0] / (deep + shallow)
     fourth = quad(lambda x: x**4 * density(x), -4, 4)[0] / (deep + shallow)
     assert abs((theta**2).mean() - second) < 4.5 * np.sqrt((fourth - second**2) / chains)
+
+
+@pytest.mark.slow
+def test_the_batches_of_an_epoch_heat_far_less_than_independent_ones():
+    """Linear regression: an epoch's batches make up for one another, and `sample` goes by epochs.
+
+    With independent batches the second moments of (θ, v, 1) obey a linear equation, exactly.
+    """
+    h, examples, batch = 0.05, 200, 20
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(examples, 2)) * [1, 2]
+    y = x @ [1, -1] + rng.normal(size=examples)
+    center = np.linalg.lstsq(x, y)[0]
+    precision = x.T @ x  # of the posterior at T = 1/examples
+
+    def hottest(moments):  # of all directions, over T
+        return np.linalg.eigvals(precision @ moments).real.max()
+
+    c = np.exp(-h)  # friction 1
+    drift, both = np.array([[1, 1 - c], [0, c]]), (1 - c) ** 2
+    noise = np.array([[2 * h - 3 + 4 * c - c**2, both], [both, 1 - c**2]]) / examples
+    U, noise = (np.pad(np.kron(a, np.eye(2)), (0, 1), constant_values=0) for a in (drift, noise))
+    U[4, 4] = 1
+    squares = np.zeros((25, 25))
+    for _ in range(4_000):
+        rows = rng.integers(examples, size=batch)
+        kick = np.eye(5)
+        kick[2:4, :2] = -h * x[rows].T @ x[rows] / batch
+        kick[2:4, 4] = h * x[rows].T @ (y[rows] - x[rows] @ center) / batch
+        squares += np.kron(U @ kick, U @ kick) / 4_000
+    moments = np.diag([0.0, 0, 0, 0, 1])
+    for _ in range(3_000):
+        moments = (squares @ moments.ravel()).reshape(5, 5) + noise
+    assert hottest(moments[:2, :2]) > 1.8
+
+    loss = lambda w, data: jnp.mean((data[0] @ w - data[1]) ** 2) / 2
+    samples = diffopt.sample(
+        diffopt.ubu(h, 1 / examples),
+        loss,
+        jnp.asarray(center, jnp.float32),
+        (jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)),
+        num_steps=4_000,
+        start=1_000,
+        every=20,
+        num_chains=500,
+        batch_size=batch,
+    )
+    away = np.asarray(samples.draws, np.float64).reshape(-1, 2) - center
+    assert 0.98 < hottest(away.T @ away / len(away)) < 1.12
