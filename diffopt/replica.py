@@ -154,7 +154,7 @@ def replica_exchange(
         params: optax.Params | None = None,
         *,
         value: jax.Array | None = None,
-        covariance: jax.typing.ArrayLike = 0.0,
+        covariance: jax.Array | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, ReplicaState]:
         del extra_args
@@ -163,7 +163,8 @@ def replica_exchange(
         key, subkey = jax.random.split(state.key)
         chain = jnp.argsort(state.rung)  # at each rung
 
-        beta = 1 / jnp.asarray(ladder)
+        at = jnp.asarray(ladder)
+        beta = 1 / at
         delta = beta[:-1] - beta[1:]
         gap = losses[chain][:-1] - losses[chain][1:]
         variance = _variance_of_gaps(covariance, chain)
@@ -171,12 +172,12 @@ def replica_exchange(
         pair = jnp.arange(size - 1)
         tried = (state.phase % every == 0) & (pair % 2 == state.phase // every)
         swap = tried & (-jax.random.exponential(subkey, (size - 1,)) < log_ratio)
-        place = jnp.arange(size)
-        place = place.at[:-1].add(swap).at[1:].add(-swap.astype(place.dtype))
+        one = swap.astype(jnp.int32)
+        place = jnp.arange(size, dtype=jnp.int32).at[:-1].add(one).at[1:].add(-one)
         rung = jnp.argsort(chain[place]).astype(jnp.int32)
 
-        T = jnp.asarray(ladder)[rung]
-        states = _rescale(state.states, jnp.sqrt(T / jnp.asarray(ladder)[state.rung]))
+        T = at[rung]
+        states = _rescale(state.states, jnp.sqrt(T / at[state.rung]))
         move = lambda T, g, s, p, loss: make(T, 0).update(g, s, p, value=loss)
         moves, states = jax.vmap(move)(T, updates, states, params, losses)
         return moves, ReplicaState(
@@ -191,19 +192,22 @@ def replica_exchange(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _check_ladder(temperatures: Any) -> np.ndarray:
-    """The temperatures in the float that JAX computes with; raise unless they form a ladder."""
+def _check_ladder(temperatures: Any) -> np.ndarray | jax.Array:
+    """The temperatures as an array; raise unless they form a ladder. A tracer is taken as it is."""
+    traced = any(isinstance(T, jax.core.Tracer) for T in jax.tree.leaves(temperatures))
     try:
-        ladder = np.asarray(temperatures, jnp.result_type(float))
+        ladder = (jnp if traced else np).asarray(temperatures, jnp.result_type(float))
     except (TypeError, ValueError):
         ladder = None
     if ladder is None or ladder.ndim != 1:
         raise TypeError(f"temperatures must be a sequence of numbers, got {temperatures!r}")
-    good = np.all(ladder > 0) and np.all(np.isfinite(ladder)) and np.all(np.diff(ladder) > 0)
+    good = traced or (
+        np.all(ladder > 0) and np.all(np.isfinite(ladder)) and np.all(np.diff(ladder) > 0)
+    )
     if len(ladder) < 2 or not good:
         raise ValueError(
             "temperatures must be two or more, positive, finite and increasing, got"
-            f" {ladder.tolist()}"
+            f" {temperatures if traced else ladder.tolist()}"
         )
     return ladder
 
@@ -227,15 +231,17 @@ def _check_losses(value: Any, size: int) -> jax.Array:
     return jnp.asarray(value, float)
 
 
-def _variance_of_gaps(covariance: Any, chain: jax.Array) -> jax.Array:
+def _variance_of_gaps(covariance: Any, chain: jax.Array) -> jax.Array | float:
     """Var(Lᵢ - Lⱼ) for the chains of neighbouring rungs."""
+    if covariance is None:
+        return 0.0
     size = len(chain)
-    if jnp.shape(covariance) not in ((), (size, size)):
+    if jnp.shape(covariance) != (size, size):
         raise ValueError(
             f"covariance must be that of the {size} losses, of shape ({size}, {size}), got the"
             f" shape {jnp.shape(covariance)}"
         )
-    covariance = jnp.broadcast_to(jnp.asarray(covariance, float), (size, size))
+    covariance = jnp.asarray(covariance, float)
     cold, hot = chain[:-1], chain[1:]
     return covariance[cold, cold] + covariance[hot, hot] - 2 * covariance[cold, hot]
 
@@ -246,9 +252,10 @@ def _rescale(states: Any, factors: jax.Array) -> Any:
     def rescale(state: Any) -> Any:
         if not hasattr(state, "velocity"):
             return state
-        scaled = jax.tree.map(
-            lambda v: v * factors.reshape(-1, *[1] * (v.ndim - 1)), state.velocity
-        )
+        with jax.numpy_dtype_promotion("standard"):  # the cast below is meant
+            scaled = jax.tree.map(
+                lambda v: v * factors.reshape(-1, *[1] * (v.ndim - 1)), state.velocity
+            )
         return state._replace(velocity=cast_like(scaled, state.velocity))
 
     return jax.tree.map(rescale, states, is_leaf=lambda x: hasattr(x, "velocity"))

@@ -119,8 +119,7 @@ def test_velocities_change_with_the_temperature():
 @pytest.mark.slow
 def test_chains_of_one_key_differ_and_it_runs_in_a_chain_in_scan_under_strict_settings():
     tx = optax.chain(
-        optax.add_decayed_weights(0.1),
-        diffopt.replica_exchange(partial(diffopt.sghmc, 0.1), LADDER, key=3),
+        optax.scale(0.5), diffopt.replica_exchange(partial(diffopt.sghmc, 0.1), LADDER, key=3)
     )
 
     @jax.jit
@@ -134,6 +133,7 @@ def test_chains_of_one_key_differ_and_it_runs_in_a_chain_in_scan_under_strict_se
         return jax.lax.scan(step, (params, state), length=30)[0]
 
     with (
+        jax.numpy_dtype_promotion("strict"),
         jax.numpy_rank_promotion("raise"),
         jax.debug_nans(True),
         jax.debug_key_reuse(True),
@@ -143,6 +143,16 @@ def test_chains_of_one_key_differ_and_it_runs_in_a_chain_in_scan_under_strict_se
     assert len(np.unique(params["w"])) == 12
     assert sorted(state[1].rung.tolist()) == [0, 1, 2, 3]
     assert state[1].attempts.tolist() == [2, 1, 2]
+
+
+def test_it_can_be_made_of_arrays_in_a_traced_function():
+    def first_step(ladder, params):
+        tx = diffopt.replica_exchange(partial(diffopt.sgld, 0.1), ladder)
+        return tx.update(params, tx.init(params), value=params["b"])
+
+    updates, state = jax.eval_shape(first_step, jnp.array(LADDER), ZERO)
+    assert_like(updates, ZERO)
+    assert state.rung.shape == (4,)
 
 
 def test_what_is_no_ladder_is_refused_by_name_and_value():
@@ -175,6 +185,6 @@ def test_params_gradients_losses_and_covariances_of_another_shape_are_refused():
     for bad in (jnp.zeros(3), jnp.zeros(()), jnp.zeros((4, 1))):
         with pytest.raises(ValueError, match="value must be the losses of the 4 chains, got"):
             tx.update(g, state, value=bad)
-    for bad in (jnp.zeros(4), jnp.zeros((3, 3))):
+    for bad in (0.5, jnp.zeros(4), jnp.zeros((3, 3))):
         with pytest.raises(ValueError, match=r"covariance must be .* of shape \(4, 4\), got"):
             tx.update(g, state, value=g, covariance=bad)
