@@ -3,9 +3,9 @@
 The ground state of a Sherrington-Kirkpatrick spin glass, whose spins are sin θ, and the minimum of
 Rastrigin's function. The diffusion is `baoab`, cooled to 0; its rivals start again from elsewhere,
 or hop from basin to basin. In full `sgld` is tried too. Whatever each has found is finished alike:
-a glass by flipping single spins as long as one lowers the energy. The controls: a small glass, whose
-ground state all find; Rastrigin's function, whose minima are one kick from each other; a network on
-clean digits.
+a glass by flipping single spins as long as one lowers the energy. The controls: a small glass,
+whose ground state all find; Rastrigin's function, whose minima are one kick from each other; a
+network on clean digits.
 """
 
 from collections.abc import Callable
