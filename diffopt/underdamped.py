@@ -249,12 +249,14 @@ def ubu(
     solution too: θ and v move together, driven by one Brownian path. In steps of length h, with
     c = exp(-γh), x = γh/2 and two independent ξ, ζ ~ N(0, I)::
 
-        v ← v - h ∇L(θ)                                                                     B
-        θ ← θ + h ((1 - c)/(2x) (v + √(T tanh x) ξ) + √(T (x - tanh x))/x ζ)                U and
-        v ← c v + √((1 - c²) T) ξ                                                           U
+        v ← v - h ∇L(θ)                                                 B
+        u ← c v + √((1 - c²) T) ξ                                       U and U
+        θ ← θ + (tanh x)/x h (v + u)/2 + √(T (x - tanh x))/x h ζ
+        v ← u
 
     The half step U at the end of one step and that at the start of the next are taken as one, so
-    that the parameters are where UBU takes its gradients, in the middle of its steps.
+    that the parameters are where UBU takes its gradients, in the middle of its steps. It is
+    `baoab` but for a shorter drift and the second increment.
 
     Its paths are those of the diffusion with an error of strong order 2: √E|θ - θ(t)|² = O(h²) for
     the same Brownian path, with an error of O(h) in v, which stands half a kick behind. The
@@ -328,13 +330,12 @@ def ubu(
         h, T = value_at(step_size, state.count), value_at(temperature, state.count)
         x = as_float(friction) * h / 2
         c = jnp.exp(-2 * x)
-        mean = jnp.where(x == 0, 1, -jnp.expm1(-2 * x) / jnp.where(x == 0, 1, 2 * x))
-        along, across = root(T * jnp.tanh(x)), root(T * _spread(x))
-        scale = root(-jnp.expm1(-4 * x) * T)
+        half = h / 2 * jnp.where(x == 0, 1, jnp.tanh(x) / jnp.where(x == 0, 1, x))
+        along, across = root(-jnp.expm1(-4 * x) * T), h * root(T * _spread(x))
         kicked = jax.tree.map(lambda g, v: v - h * g, g, state.velocity)
-        velocity = jax.tree.map(lambda v, xi: c * v + scale * xi, kicked, xi)
+        velocity = jax.tree.map(lambda v, xi: c * v + along * xi, kicked, xi)
         moves = jax.tree.map(
-            lambda v, xi, zeta: h * (mean * (v + along * xi) + across * zeta), kicked, xi, zeta
+            lambda v, u, zeta: half * (v + u) + across * zeta, kicked, velocity, zeta
         )
         return moves, state._replace(velocity=velocity)
 
