@@ -93,9 +93,11 @@ def sample(
     r"""Run chains of a sampler on a loss, and keep their draws.
 
     With `tx` a sampler at temperature T the draws are distributed as exp(-L(θ)/T): with L the mean
-    loss of N examples and T = 1/N, as the Bayesian posterior under a flat prior. A Gaussian prior
-    of variance s² is `optax.chain(optax.add_decayed_weights(T / s²), tx)`. A `tx` without noise,
-    such as `optax.sgd`, is allowed: the draws are then iterates of an optimizer.
+    loss of N examples and T = 1/N, as the Bayesian posterior under a flat prior. A prior belongs
+    into the loss: T |θ|²/(2 s²) is a Gaussian one of variance s². In the chain, as
+    `gaussian_prior` or weight decay, it gives the same draws, but `losses` and the configurational
+    temperature then know nothing of it: they are those of `loss` alone. A `tx` without noise, such
+    as `optax.sgd`, is allowed: the draws are then iterates of an optimizer.
 
     Draw i is the chain after `start + i * every` steps, with the loss and the temperatures of that
     very point; the gradient of its batch is the one that the next step takes. The parameters after
@@ -136,15 +138,16 @@ def sample(
         `[chain, ...]`, for a disk, TensorBoard or W&B; `step` counts as in `where`. With it the
         draws leave the device after each chunk, and `draws` are NumPy arrays: they need not fit
         on the device. Where they do not fit into the host's memory either, call `sample` again
-        and again with `opt_state`, which continues bit for bit.
+        and again with `opt_state`, which continues bit for bit. What it raises ends the run.
       opt_state: that of the `Samples` to go on from, with their `params`. Nothing is split, and
         `num_chains` and `key` count no more. Bit for bit the chain of one call, on as many
         devices. Another temperature, step size, batch size or loss may follow.
 
     Returns:
-      `Samples`. `draws` has all chains; those that were not finite are named in a warning, and
-      `predictive` and `to_arviz` leave them out. Under one `low_precision` the draws are the
-      `exact_params`, in float32, and the losses are those of what it made of them.
+      `Samples`. `draws` has all chains; those that were not finite (one that is far too hot may
+      still be) are named in a warning, and `predictive` and `to_arviz` leave them out. Under one
+      `low_precision` the draws are the `exact_params`, in float32, and the losses are those of
+      what it made of them.
 
     Raises:
       ValueError: a number is out of its range, `start` or `where` leaves no draw, the leading axes
@@ -413,6 +416,19 @@ def check_hashable(**functions: Any) -> None:
             ) from None
 
 
+def check_sampler(sampler: Any, step_size: float, temperature: float, **key: int) -> None:
+    """Raise a TypeError unless `sampler` makes a transformation."""
+    call = f"sampler(step_size, temperature{', key=key' if key else ''})"
+    if not callable(sampler):
+        raise TypeError(f"sampler must be a function, called as {call}, got {sampler!r}")
+    try:
+        tx = sampler(step_size, temperature, **key)
+    except TypeError as error:
+        raise TypeError(f"sampler must be called as {call}, as diffopt.sgld is: {error}") from error
+    if not (hasattr(tx, "init") and hasattr(tx, "update")):
+        raise TypeError(f"{call} must give an Optax transformation, got {tx!r}")
+
+
 def check_loss(loss: Callable[..., Any], params: Any, data: Any, batch_size: int | None) -> None:
     """Raise unless `loss` gives a real scalar, without running it."""
     batch = () if data is None else (_like_batch(data, batch_size),)
@@ -646,6 +662,7 @@ def _interrupts() -> Iterator[list[bool]]:
 def _bar(num_steps: int) -> Callable[[int, int, Any], None]:
     """A function that writes how far the chains are over the line that it wrote before."""
     began = time.perf_counter()
+    compiled: list[tuple[float, int]] = []  # when the first chunk was over, and its steps
 
     def write(done: int, length: int, seen: Any) -> None:
         seconds = time.perf_counter() - began
@@ -657,12 +674,17 @@ def _bar(num_steps: int) -> Callable[[int, int, Any], None]:
                 warnings.simplefilter("ignore", RuntimeWarning)  # of a mean over no chain
                 means = [f"{np.nanmean(t) / length:.3g}" for t in temperatures if t is not None]
                 loss = f"{np.nanmean(loss) / length:.4g}"
-            left = seconds / done * (num_steps - done)
+            left = ""
+            if compiled:
+                after, steps = seconds - compiled[0][0], done - compiled[0][1]
+                left = f" + {_clock(after / steps * (num_steps - done))} left"
+            else:
+                compiled.append((seconds, done))
             filled = 20 * done // num_steps
             sys.stderr.write(
                 f"\r{'━' * filled}{'─' * (20 - filled)} {done}/{num_steps}"
                 f" loss {loss} temperature {' / '.join(means)}"
-                f" {_clock(seconds)} + {_clock(left)}  "
+                f" {_clock(seconds)}{left}  "
             )
         sys.stderr.flush()
 
