@@ -28,6 +28,8 @@ from .posterior import predictive as predictive
 from .posterior import to_arviz as to_arviz
 from .priors import GaussianPriorState as GaussianPriorState
 from .priors import gaussian_prior as gaussian_prior
+from .replica import ReplicaState as ReplicaState
+from .replica import replica_exchange as replica_exchange
 from .rounding import LowPrecisionState as LowPrecisionState
 from .rounding import exact_params as exact_params
 from .rounding import low_precision as low_precision
@@ -40,5 +42,6 @@ from .underdamped import UnderdampedState as UnderdampedState
 from .underdamped import baoab as baoab
 from .underdamped import sghmc as sghmc
 from .underdamped import sgnht as sgnht
+from .underdamped import ubu as ubu
 
 __version__ = "0.1.0"
