@@ -18,8 +18,8 @@ Gradient = Callable[[Any, Any], Any]
 class GradientEstimator(NamedTuple):
     """What `sample` takes as `grad`: how a gradient comes from a minibatch, with a state.
 
-    Arrays that the functions need are best bound by `jax.tree_util.Partial`: they are then arguments
-    of a compiled program, and no constants in it.
+    Bind arrays that the functions need by `jax.tree_util.Partial`: so they are arguments of a
+    compiled program, and no constants in it.
 
     Attributes:
       init: `init(params)` gives the state.
@@ -66,14 +66,15 @@ def control_variate(
         ∇L_B(θ) - ∇L_B(c) + ∇L(c)
 
     It is unbiased for any center c, as the mean of ∇L_B(c) over batches is ∇L(c). Its noise comes
-    from θ - c alone: for a batch of n examples drawn without replacement its covariance is, to first
-    order in θ - c with H_i the Hessian of example i, ::
+    from θ - c alone: for a batch of n examples, each in it once, its covariance is, to first order
+    in θ - c with H_i the Hessian of example i, ::
 
         (N - n) / (n (N - 1)) Cov_i[H_i (θ - c)],    of a plain batch that of ∇l_i(θ) in place
 
     So it pays where the chain stays near c: with c the mode of a posterior of d parameters, T = 1/N
-    and a model that fits, the variance is lower by a factor near N/d. Far from c, as in a network
-    that moves from mode to mode, it is higher than that of plain batches: use `svrg` or none.
+    and a model that fits, the variance is lower by a factor near N/d (`docs/derivations.md`). Far
+    from c, as in a network that moves from mode to mode, it is higher than that of plain batches:
+    use `svrg` or none.
 
     Cost: two gradients of the batch a step in place of one, and once all N examples. Memory: two
     trees like the parameters, for each chain.
@@ -147,16 +148,15 @@ def svrg(
 
         ∇L_B(θ) - ∇L_B(c) + ∇L(c)
 
-    with c the parameters of the chain itself, taken anew every so many steps, so that no mode has to
-    be known and the chain can move. Unbiased at every step. The variance grows with the square of
-    the way since c was taken; two draws of a posterior are √2 times as far apart as one is from
+    with c the parameters of the chain itself, taken anew every so many steps, so that no mode has
+    to be known and the chain can move. Unbiased at every step. The variance grows with the square
+    of the way since c was taken; two draws of a posterior are √2 times as far apart as one is from
     the mode, so where `every` is more steps than the chain remembers, it is twice that of
     `control_variate` at the mode, and less where it is fewer.
 
-    Cost: two gradients of the batch a step, and N/`every` examples: those of all chains are computed
-    in one step of `every` and in no other, under `jax.vmap` too where the chains step together.
-    `every` near N/batch doubles the cost of plain batches and half again. Memory: two trees like the
-    parameters, for each chain.
+    Cost: two gradients of the batch a step, and those of all N examples in one step of `every` and
+    in no other, under `jax.vmap` too where the chains step together: with `every` = N/n three times
+    that of plain batches of n. Memory: two trees like the parameters, for each chain.
 
     Args:
       grad: `grad(params, batch)`, the mean gradient of a batch, such as `jax.grad(loss)`.
@@ -203,7 +203,9 @@ def svrg(
 
     def renewed(due: Any, data: Any, params: Any, center: Any, gradient: Any) -> Any:
         return jax.lax.cond(
-            due, lambda: (params, cast_like(full(params, data), gradient)), lambda: (center, gradient)
+            due,
+            lambda: (params, cast_like(full(params, data), gradient)),
+            lambda: (center, gradient),
         )
 
     def kept(due: Any, data: Any, params: Any, center: Any, gradient: Any) -> Any:
