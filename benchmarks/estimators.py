@@ -308,11 +308,11 @@ def main(argv: list[str] | None = None) -> None:
     for way in ways(problem, batch_size):
         steps = round(args.steps * batch_size / way.cost)
         rows.append(row(way, variances(problem, way, steps, args.chains), steps))
+        found = rows[-1]
         print(
-            "{sampler}, {gradient}, {batches} of {batch_size}: {lowest:.2f} to {highest:.2f}"
-            " ± {standard_error:.2f}, one chain ± {error_of_one_chain:.2f}, at {best_step:g}".format(
-                **rows[-1]
-            )
+            f"{way.sampler}, {way.gradient}, {found['batches']} of {way.batch_size}:"
+            f" {found['lowest']:.2f} to {found['highest']:.2f} ± {found['standard_error']:.2f},"
+            f" one chain ± {found['error_of_one_chain']:.2f}, at {found['best_step']:g}"
         )
     about = machine.describe()
     print(machine.line(about))
