@@ -11,15 +11,17 @@ pytestmark = pytest.mark.slow
 
 
 def test_it_writes_a_row_for_each_way(tmp_path, capsys):
-    arguments = ["--steps", 40, "--chains", 2, "--batches", 200, "--out", tmp_path]
+    arguments = ["--steps", 60, 40, "--chains", 2, "--batches", 200, "--out", tmp_path]
     assert helpers.status(estimators.main, *arguments) == 0
     found = json.loads((tmp_path / "estimators.json").read_text())
-    assert found["config"] == {"steps": 40, "chains": 2, "batches": 200}
+    assert found["config"] == {"steps": [60, 40], "chains": 2, "batches": 200}
     for row in found["posterior"]:
         assert row["lowest"] <= row["highest"]
-        assert row["gradients_per_step"] * row["steps"] == pytest.approx(40 * 32, rel=0.01)
-    ways = {(row["sampler"], row["gradient"], row["batches"]) for row in found["posterior"]}
-    assert len(ways) == len(found["posterior"]) == 11
+        gradients = {"logistic": 60 * 100, "diabetes": 40 * 32}[row["problem"]]
+        assert row["gradients_per_step"] * row["steps"] == pytest.approx(gradients, rel=0.02)
+    names = "problem", "sampler", "gradient", "batches"
+    ways = {tuple(row[name] for name in names) for row in found["posterior"]}
+    assert len(ways) == len(found["posterior"]) == 6 + 11
     for value in found["gradient_variance"].values():
         assert value["measured"] == pytest.approx(value["theory"], rel=0.2)
     assert "lower by a factor of" in capsys.readouterr().out

@@ -1,5 +1,8 @@
 """`control_variate` and `svrg`: unbiased, where the center is, what they cost, bad input."""
 
+import os
+import subprocess
+import sys
 from itertools import combinations
 
 import jax
@@ -291,3 +294,33 @@ def test_an_estimator_of_ones_own():
     assert samples.opt_state.grad_state.tolist() == [3]
     steps = np.diff(samples.draws["w"], axis=1)
     assert np.abs(steps).max() < 0.0101
+
+
+DEVICES = """
+import jax, jax.numpy as jnp, numpy as np
+import diffopt
+
+x = jax.random.normal(jax.random.key(1), (50, 3))
+loss = lambda p, x: jnp.mean((x @ p - 1) ** 2) / 2
+tx = diffopt.sghmc(0.05, 1 / 50)
+svrg = diffopt.svrg(jax.grad(loss), x, 6, batch_size=20)
+run = lambda params, **k: diffopt.sample(
+    tx, loss, params, x, batch_size=7, num_chains=16, grad=svrg, **k
+)
+many = run(jnp.zeros(3), num_steps=40)
+assert len(many.opt_state.grad_state.center.sharding.device_set) == 8
+with jax.default_device(jax.devices()[0]):
+    one = run(jnp.zeros(3), num_steps=40)
+np.testing.assert_allclose(many.draws, one.draws, rtol=1e-4, atol=1e-5)
+part = run(jnp.zeros(3), num_steps=15)
+rest = run(part.params, num_steps=25, opt_state=part.opt_state)
+np.testing.assert_array_equal(np.concatenate([part.draws, rest.draws], 1), many.draws)
+"""
+
+
+@pytest.mark.slow
+def test_eight_devices_share_the_chains():
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    env |= {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", DEVICES], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -209,8 +209,8 @@ def test_every_direction_of_a_posterior_within_ten_percent():
 
     def ratios(batch_size, grad):
         samples = diffopt.sample(
-            diffopt.baoab(0.006, 1 / number, friction=0.3), loss, mode, (x, y),
-            num_steps=150_000, start=10_000, every=100, num_chains=64,
+            diffopt.baoab(0.02, 1 / number, friction=0.3), loss, mode, (x, y),
+            num_steps=60_000, start=3000, every=50, num_chains=64,
             batch_size=batch_size, grad=grad,
         )  # fmt: skip
         away = (np.asarray(samples.draws, float) - np.asarray(mode, float)) @ directions
@@ -219,7 +219,8 @@ def test_every_direction_of_a_posterior_within_ten_percent():
 
     estimator = diffopt.control_variate(jax.grad(loss), mode, (x, y))
     corrected, error = ratios(16, estimator)
-    assert (error < 0.04).all()
+    assert (error < 0.03).all()
     assert (np.abs(corrected - 1) < 0.1).all()
     plain, error = ratios(32, None)
-    assert plain.max() - 4.5 * error.max() > 1.5
+    hottest = plain.argmax()
+    assert plain[hottest] - 4.5 * error[hottest] > 1.2
