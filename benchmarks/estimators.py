@@ -230,7 +230,7 @@ def variances(problem: Problem, way: Way, steps: int, chains: int) -> np.ndarray
     """
     mode, data = arrays(problem)
     number = len(data[1])
-    in_epoch = number // way.batch_size
+    in_epoch = min(number // way.batch_size, steps)
     exact, directions = np.linalg.eigh(problem.covariance)
     rotation = jnp.asarray(directions, jnp.float32)
 
