@@ -8,6 +8,11 @@ from .diagnostics import Temperature as Temperature
 from .diagnostics import configurational_temperature as configurational_temperature
 from .diagnostics import gradient_noise_temperature as gradient_noise_temperature
 from .diagnostics import kinetic_temperature as kinetic_temperature
+from .estimators import ControlVariateState as ControlVariateState
+from .estimators import GradientEstimator as GradientEstimator
+from .estimators import SVRGState as SVRGState
+from .estimators import control_variate as control_variate
+from .estimators import svrg as svrg
 from .frame import SamplerState as SamplerState
 from .frame import sampler as sampler
 from .increments import Noise as Noise

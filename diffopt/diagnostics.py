@@ -103,7 +103,7 @@ def kinetic_temperature(opt_state: Any) -> Temperature:
       A `Temperature`; 0 before the first step.
 
     Raises:
-      ValueError: no state in `opt_state` has velocities, or several have.
+      ValueError: no state in `opt_state` has velocities, or several have; its mass is no scalar.
 
     Example:
       >>> import diffopt, jax.numpy as jnp, optax
@@ -127,6 +127,11 @@ def kinetic_temperature(opt_state: Any) -> Temperature:
         )
     (state,) = found
     velocity, mass = state.velocity, state.mass
+    if jnp.ndim(mass):
+        raise ValueError(
+            f"mass must be a scalar, got shape {jnp.shape(mass)}: for the states of many chains use"
+            " jax.vmap(kinetic_temperature), for those of sample on samples.opt_state.opt_state"
+        )
     return Temperature(
         mass * mean_product(velocity, velocity),
         jax.tree.map(lambda v: mass * mean_product(v, v), velocity),

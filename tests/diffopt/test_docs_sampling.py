@@ -27,3 +27,5 @@ def test_the_page_runs_from_top_to_bottom(capsys):
     assert "stiffest direction" in capsys.readouterr().out
     assert names["mean"].shape == (442,) and 0.85 < names["coverage"] < 0.95
     np.testing.assert_allclose(names["lines"].mean(0), names["mean"], atol=1e-5)
+    corrected = np.asarray(names["corrected"].draws, float)
+    assert (np.abs(corrected.std((0, 1)) / sd - 1) < 0.1).all()
