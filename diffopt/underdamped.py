@@ -273,7 +273,7 @@ def ubu(
     Noise of variance σ² in the gradients, as of independent minibatches, adds h²σ² to the
     velocity's variance at each step, as in `baoab`. Those of one epoch make up for one another, and
     `sample` goes by epochs: on a linear regression with batches of 20 out of 200 and h = 0.05 the
-    hottest direction is 7 % above T, and 95 % with independent batches.
+    hottest direction is 7 % above T, and at twice T with independent batches.
 
     Memory: one velocity for each parameter. It draws two increments for each where the others draw
     one. Choose it where paths count: to couple chains of different step sizes (multilevel Monte
