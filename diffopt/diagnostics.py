@@ -240,16 +240,17 @@ def gradient_noise_temperature(
         heat = lambda variance: (scale * variance).astype(jnp.float32)
         noise = jax.tree.map(_deviations, grads)
         per_element = lambda x: heat(mean_product(x, x) * B / (B - 1))
-        stiffest, curvature = None, None
+        along_stiffest, curvature = None, None
         if hvp is not None:
-            direction, curvature = _stiffest(hvp, jax.tree.map(lambda g: g[0], grads))
+            like = jax.tree.map(lambda g: g[0], grads)
+            direction, curvature = stiffest(hvp, like, jax.random.key(0), products=100)
             along = jax.vmap(lambda g: _dot(g, direction))(noise)
-            stiffest = heat(jnp.var(along, ddof=1))
+            along_stiffest = heat(jnp.var(along, ddof=1))
         return NoiseTemperature(
             overall=per_element(noise),
             per_leaf=jax.tree.map(per_element, noise),
             noisiest=heat(_noisiest(noise, B)),
-            stiffest=stiffest,
+            stiffest=along_stiffest,
             curvature=curvature,
         )
 
@@ -288,14 +289,19 @@ def _noisiest(noise: Any, B: int) -> jax.Array:
     return (measured(even, odd) + measured(odd, even)) / 2
 
 
-def _stiffest(hvp: Callable[[Any], Any], like: Any) -> tuple[Any, jax.Array]:
-    """The unit vector of the largest curvature in size, and that curvature."""
+def stiffest(
+    hvp: Callable[[Any], Any], like: Any, key: jax.Array, products: int
+) -> tuple[Any, jax.Array]:
+    """The unit vector of the largest curvature in size, and that curvature, by power iterations.
+
+    Where the Hessian is 0 the vector is too.
+    """
 
     def unit(tree: Any) -> Any:
         norm = jnp.sqrt(_dot(tree, tree))
         norm = jnp.where(norm > 0, norm, 1)
         return jax.tree.map(lambda x, y: (x / norm).astype(jnp.result_type(y)), tree, like)
 
-    start = unit(increments(jax.random.key(0), like, "gaussian"))
-    direction = jax.lax.fori_loop(0, 100, lambda _, v: unit(hvp(v)), start)
+    start = unit(increments(key, like, "gaussian"))
+    direction = jax.lax.fori_loop(0, products, lambda _, v: unit(hvp(v)), start)
     return direction, _dot(direction, hvp(direction))
