@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_batching import custom_vmap
 from jax.tree_util import Partial
 
@@ -131,7 +132,7 @@ def control_variate(
 
     def init(center: Any, gradient: Any, params: Any) -> ControlVariateState:
         check_like("center", center, params)
-        return ControlVariateState(center, gradient)
+        return ControlVariateState(cast_like(center, params), gradient)
 
     def update(params: Any, batch: Any, state: ControlVariateState) -> tuple[Any, Any]:
         return _corrected(grad, params, batch, state.center, state.gradient), state
@@ -199,14 +200,12 @@ def svrg(
     def init(data: Any, params: Any) -> SVRGState:
         gradient = full(params, data)
         check_like("the result of grad", gradient, params)
-        return SVRGState(jnp.zeros([], jnp.int32), params, gradient)
+        state = SVRGState(jnp.zeros([], jnp.int32), params, gradient)
+        return cast_like(state, state)
 
     def renewed(due: Any, data: Any, params: Any, center: Any, gradient: Any) -> Any:
-        return jax.lax.cond(
-            due,
-            lambda: (params, cast_like(full(params, data), gradient)),
-            lambda: (center, gradient),
-        )
+        old = center, gradient
+        return jax.lax.cond(due, lambda: cast_like((params, full(params, data)), old), lambda: old)
 
     def kept(due: Any, data: Any, params: Any, center: Any, gradient: Any) -> Any:
         return center, gradient
@@ -259,10 +258,11 @@ def _full_gradient(grad: Gradient, batch_size: int | None) -> Gradient:
             piece = jax.tree.map(
                 lambda x: jax.lax.dynamic_slice_in_dim(x, i * batch_size, size), data
             )
-            return jax.tree.map(lambda t, g: t + size / number * g, total, grad(params, piece))
+            grads = cast_like(grad(params, piece), total)
+            return jax.tree.map(lambda t, g: t + size / number * g, total, grads)
 
         pieces, rest = divmod(number, batch_size)
-        wide = lambda p: jnp.zeros(jnp.shape(p), jnp.promote_types(jnp.result_type(p), "float32"))
+        wide = lambda p: jnp.zeros(jnp.shape(p), np.promote_types(jnp.result_type(p), "float32"))
         total = jax.lax.fori_loop(0, pieces, add, jax.tree.map(wide, params))
         return cast_like(add(pieces, total, rest) if rest else total, params)
 
