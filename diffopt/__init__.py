@@ -1,6 +1,7 @@
 """diffopt: train and sample neural networks with diffusions, as Optax gradient transformations."""
 
 from .chains import split_keys as split_keys
+from .clash import warn_of_another_diffopt as _warn_of_another_diffopt
 from .cyclical import cyclical_schedule as cyclical_schedule
 from .cyclical import sampling_stage as sampling_stage
 from .diagnostics import NoiseTemperature as NoiseTemperature
@@ -42,3 +43,5 @@ from .underdamped import sghmc as sghmc
 from .underdamped import sgnht as sgnht
 
 __version__ = "0.1.0"
+
+_warn_of_another_diffopt()
