@@ -224,7 +224,7 @@ def gradient_noise_temperature(
     """
     check_number("learning_rate", learning_rate, positive=True)
     check_number("momentum", momentum, below=1)
-    check_inexact(grads)
+    check_inexact(grads, "grads")
     lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(grads)}
     if len(lengths) != 1 or () in lengths or min(lengths) < (4,):
         raise ValueError(f"grads need one leading axis of 4 minibatches or more, got {lengths}")

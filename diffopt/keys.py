@@ -9,7 +9,7 @@ import numpy as np
 
 
 def check_key(key: Any) -> None:
-    """Raise a TypeError unless `key` is an int, a 0-d integer array, a raw or a typed PRNG key."""
+    """Raise unless `key` is an int of 64 bits, a 0-d integer array, a raw or a typed PRNG key."""
     dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", ())
     if dtype is None:
         good = isinstance(key, int) and not isinstance(key, bool)
@@ -20,6 +20,8 @@ def check_key(key: Any) -> None:
         good = jnp.issubdtype(dtype, jax.dtypes.prng_key) or jnp.issubdtype(dtype, jnp.integer)
     if not good:
         raise TypeError(f"key must be an int or a single PRNG key, got {key!r}")
+    if isinstance(key, int) and not -(2**63) <= key < 2**63:
+        raise ValueError(f"key must be an int from -2⁶³ to 2⁶³ - 1, got {key}")
 
 
 def derive_key(key: int | jax.Array, role: str) -> jax.Array:

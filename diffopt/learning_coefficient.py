@@ -13,7 +13,7 @@ import optax
 from .keys import check_key
 from .overdamped import sgld
 from .priors import gaussian_prior
-from .sampling import check_loss, count_examples, run_chains
+from .sampling import check_hashable, check_loss, count_examples, run_chains
 from .scalars import check_int, check_number
 from .trees import check_inexact
 
@@ -122,6 +122,7 @@ def local_learning_coefficient(
       Bayesian Information Criterion](https://arxiv.org/abs/1208.6338), JMLR 2013.
     """
     check_key(key)
+    check_hashable(loss=loss, sampler=sampler)
     check_number("step_size", step_size, positive=True)
     check_number("localization", localization)
     if temperature is None:
@@ -210,6 +211,7 @@ def wbic(
       Criterion](https://arxiv.org/abs/1208.6338), JMLR 2013.
     """
     check_key(key)
+    check_hashable(loss=loss, sampler=sampler, log_prior=log_prior)
     check_number("step_size", step_size, positive=True)
     temperature = _watanabe_temperature(data)
     prior = jax.eval_shape(log_prior, params)
@@ -322,5 +324,6 @@ def _estimate(per_chain: jax.Array, losses: jax.Array) -> Estimate:
     good = per_chain[np.isfinite(per_chain)]
     if not len(good):
         raise ValueError("every chain diverged: take a shorter step_size")
-    error = good.std(ddof=1) / math.sqrt(len(good)) if len(good) > 1 else jnp.full([], jnp.nan)
+    with jax.debug_nans(False):  # that of one chain is meant
+        error = good.std(ddof=1) / math.sqrt(len(good)) if len(good) > 1 else jnp.full([], jnp.nan)
     return Estimate(good.mean(), error, per_chain, losses)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .cyclical import Schedule
-from .scalars import check_int
+from .scalars import check_int, check_stage
 
 LAST = 2**31 - 1
 
@@ -127,7 +127,7 @@ def collect(
     Raises:
       ValueError: `capacity` or `every` is less than 1, or `start` is negative; `start + every` is
         2³¹ or more.
-      TypeError: one of them is no int, or `where` no function.
+      TypeError: one of them is no int, or `where` no schedule of scalars.
 
     Examples:
       >>> import diffopt, jax, jax.numpy as jnp, optax
@@ -151,8 +151,8 @@ def collect(
             "collect needs capacity ≥ 1, start ≥ 0 and every ≥ 1, and start + every below 2³¹, got"
             f" capacity={capacity}, start={start}, every={every}"
         )
-    if where is not None and not callable(where):
-        raise TypeError(f"where must be a schedule, got {where!r}")
+    if where is not None:
+        check_stage("where", where)
 
     def init_fn(params: Any) -> CollectState:
         debug_nans = jax.config.jax_debug_nans  # type: ignore[attr-defined]
@@ -418,7 +418,8 @@ def to_arviz(samples: Samples) -> Any:
     Raises:
       ImportError: ArviZ is not installed.
       TypeError: `samples` are not `Samples`.
-      ValueError: every chain diverged, or two leaves have one name.
+      ValueError: every chain diverged, two leaves have one name, or one is called `chain` or
+        `draw`.
 
     Examples:
       >>> import diffopt, jax.numpy as jnp
@@ -446,6 +447,8 @@ def to_arviz(samples: Samples) -> Any:
         jax.tree_util.keystr(path, simple=True, separator=".") or "params": host(leaf)
         for path, leaf in leaves
     }
+    if {"chain", "draw"} & set(posterior):
+        raise ValueError(f"ArviZ has axes called chain and draw: rename these of {list(posterior)}")
     if len(posterior) < len(leaves):
         raise ValueError(f"several leaves of draws have one name, of {sorted(posterior)}")
     stats = {"loss": host(samples.losses)}

@@ -68,7 +68,8 @@ def gaussian_prior(
       ValueError: `variance` is not positive and finite; `temperature` is negative, NaN or infinite;
         `center` is another word than "init", or has another shape than the parameters; `update`
         gets no `params`.
-      TypeError: an argument is of the wrong type; at `init`, a parameter is not floating-point.
+      TypeError: an argument is of the wrong type; at `init`, a parameter is not floating-point,
+        or `center` is a tree of another structure, or complex where a parameter is real.
 
     Examples:
       Two observations, 1 and 3, of a mean, with unit noise and the prior N(0, 1/2): the posterior
@@ -102,8 +103,13 @@ def gaussian_prior(
             raise ValueError(f"center must be finite, got {leaf!r}")
     is_number = jax.tree_util.all_leaves([center]) and np.ndim(center) == 0
 
+    def means_of(params: Any) -> Any:
+        return jax.tree.map(lambda _: center, params) if is_number else center
+
     def init_fn(params: optax.Params) -> GaussianPriorState:
         check_inexact(params)
+        if not from_init:
+            _check_center(means_of(params), params)
         start = jax.tree.map(jnp.copy, params) if from_init else None
         return GaussianPriorState(jnp.zeros([], jnp.int32), start)
 
@@ -112,17 +118,10 @@ def gaussian_prior(
     ) -> tuple[optax.Updates, GaussianPriorState]:
         if params is None:
             raise ValueError("gaussian_prior needs params: tx.update(grads, opt_state, params)")
-        if from_init:
-            means = state.center
-        else:
-            means = jax.tree.map(lambda _: center, params) if is_number else center
+        means = state.center if from_init else means_of(params)
         decay = value_at(temperature, state.count) / as_float(variance)
 
         def pull(g: Any, p: Any, c: Any) -> Any:
-            if jnp.shape(c) not in ((), jnp.shape(p)):
-                raise ValueError(
-                    f"center has a leaf of shape {jnp.shape(c)} for parameters of {jnp.shape(p)}"
-                )
             with jax.numpy_dtype_promotion("standard"):  # `cast_like` below is meant
                 return g + decay * (p - c)
 
@@ -133,3 +132,20 @@ def gaussian_prior(
         return cast_like(moves, updates), state._replace(count=optax.safe_increment(state.count))
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _check_center(center: Any, params: Any) -> None:
+    """Raise unless `center` has the structure of `params`, and in each leaf what fits there."""
+    structure: Any = jax.tree.structure(params)
+    if jax.tree.structure(center) != structure:
+        raise TypeError(
+            f"center must have the structure of the parameters, {structure}, got"
+            f" {jax.tree.structure(center)}"
+        )
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    for (path, p), c in zip(leaves, jax.tree.leaves(center), strict=True):
+        name = f"center{jax.tree_util.keystr(path)}"
+        if jnp.shape(c) not in ((), jnp.shape(p)):
+            raise ValueError(f"{name} must have the shape {jnp.shape(p)}, got {jnp.shape(c)}")
+        if jnp.iscomplexobj(c) and not jnp.iscomplexobj(p):
+            raise TypeError(f"{name} must be real, as the parameters are, got {c!r}")

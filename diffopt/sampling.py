@@ -24,8 +24,8 @@ from .diagnostics import kinetic_temperature
 from .keys import check_key, derive_key
 from .posterior import LAST, Samples, Temperatures, collect, is_finite
 from .rounding import exact_params
-from .scalars import check_int
-from .trees import check_inexact, mean_product
+from .scalars import check_int, check_stage
+from .trees import check_inexact, check_like, mean_product
 
 CHUNK_SECONDS = 0.25
 CHUNK_BYTES = 2**26
@@ -37,7 +37,7 @@ class SampleState(NamedTuple):
     Attributes:
       opt_state: the state of the transformation, `[chain, ...]`.
       step: steps taken, an int32 scalar that stays at 2³¹ - 1 once it is there.
-      position: batches taken of the present epoch, an int32 scalar.
+      position: examples taken of the present epoch, an int32 scalar.
       key: of the present epoch.
       order: the examples in the order of the present epoch, in which each chain begins somewhere
         else; `None` without batches.
@@ -139,7 +139,7 @@ def sample(
         and again with `opt_state`, which continues bit for bit.
       opt_state: that of the `Samples` to go on from, with their `params`. Nothing is split, and
         `num_chains` and `key` count no more. Bit for bit the chain of one call, on as many
-        devices.
+        devices. Another temperature, step size, batch size or loss may follow.
 
     Returns:
       `Samples`. `draws` has all chains; those that were not finite are named in a warning, and
@@ -150,8 +150,8 @@ def sample(
       ValueError: a number is out of its range, `start` or `where` leaves no draw, the leading axes
         of `data` differ or are shorter than `batch_size`, or `params` have not the chains they
         should have.
-      TypeError: a parameter is not floating-point, the loss is not a real scalar, or an argument
-        is of the wrong type.
+      TypeError: a parameter is not floating-point, the loss is not a real scalar, `opt_state` is
+        of another `tx` or other `params`, or an argument is of the wrong type.
 
     Examples:
       A line through points, y = a + bx with noise of variance 1, and its exact posterior.
@@ -219,11 +219,13 @@ def run_chains(
     check_int("start", start, least=0)
     if not callable(loss):
         raise TypeError(f"loss must be a function, got {loss!r}")
-    for name, function in {"where": where, "on_draw": on_draw}.items():
-        if function is not None and not callable(function):
-            raise TypeError(f"{name} must be a function, got {function!r}")
+    if where is not None:
+        check_stage("where", where)
+    if on_draw is not None and not callable(on_draw):
+        raise TypeError(f"on_draw must be a function, got {on_draw!r}")
     if not (hasattr(tx, "init") and hasattr(tx, "update")):
         raise TypeError(f"tx must be an Optax transformation, got {tx!r}")
+    check_hashable(tx=tx, loss=loss, where=where)
     if opt_state is not None and not isinstance(opt_state, SampleState):
         raise TypeError(
             f"opt_state must be that of the Samples to go on from, got {type(opt_state).__name__}"
@@ -247,12 +249,18 @@ def run_chains(
         lambda p: jax.ShapeDtypeStruct(jnp.shape(p)[led:], jnp.result_type(p)), params
     )
     check_loss(loss, one, data, batch_size)
+    if opt_state is not None:
+        try:
+            check_like("opt_state", opt_state.opt_state, jax.eval_shape(jax.vmap(tx.init), params))
+        except TypeError as error:
+            raise TypeError(f"{error}; go on with the tx and the params it is of") from None
 
     base = 0 if opt_state is None else int(opt_state.step)
     due = _due(num_steps, start, every, where, base)
     capacity = len(due)
     if on_draw is not None:
-        size = sum(math.prod(p.shape) * p.dtype.itemsize for p in jax.tree.leaves(one))
+        draw = jax.eval_shape(lambda p: transform(_exact(p, tx.init(p))), one)
+        size = sum(math.prod(p.shape) * p.dtype.itemsize for p in jax.tree.leaves(draw))
         capacity = min(capacity, max(1, CHUNK_BYTES // (num_chains * max(size, 1))))
     plan = _Plan(
         tx=tx,
@@ -391,6 +399,18 @@ def _num_chains(
                     " with both of the same Samples"
                 )
     return length, True
+
+
+def check_hashable(**functions: Any) -> None:
+    """Raise a TypeError that names what a program cannot be kept for."""
+    for name, function in functions.items():
+        try:
+            hash(function)
+        except TypeError:
+            raise TypeError(
+                f"{name} must be hashable, as programs are compiled once for each, got"
+                f" {function!r}: give a function, and arrays as params or data"
+            ) from None
 
 
 def check_loss(loss: Callable[..., Any], params: Any, data: Any, batch_size: int | None) -> None:
@@ -572,8 +592,9 @@ def next_batch(
     first = jax.vmap(
         lambda chain: jax.random.randint(jax.random.fold_in(place_key, chain), (), 0, number)
     )
-    places = first(chains)[:, None] + state.position * batch_size + jnp.arange(batch_size)
-    position = (state.position + 1) % (number // batch_size)
+    places = first(chains)[:, None] + state.position + jnp.arange(batch_size)
+    position = state.position + batch_size
+    position = jnp.where(position > number - batch_size, 0, position)
     return state._replace(key=key, order=order, position=position), order[places % number]
 
 

@@ -80,6 +80,15 @@ def check_scalar(name: str, value: Any, *, positive: bool = False) -> None:
     return check_number(f"{name} at step 0", first)
 
 
+def check_stage(name: str, stage: Any) -> None:
+    """Raise a TypeError unless `stage` gives a scalar for a step count."""
+    if not callable(stage):
+        raise TypeError(f"{name} must be a function, got {stage!r}")
+    value = jax.eval_shape(stage, jax.ShapeDtypeStruct((), jnp.int32))
+    if not isinstance(value, jax.ShapeDtypeStruct) or value.shape != ():
+        raise TypeError(f"{name} must give a scalar for a step count, got {value}")
+
+
 def as_float(value: jax.typing.ArrayLike) -> jax.Array:
     """A float scalar that a 16-bit leaf does not round first, as it does a Python float."""
     number = float(value) if isinstance(value, numbers.Real) else jnp.real(value)

@@ -15,15 +15,15 @@ def array_dtype(leaf: Any) -> Any:
     return jnp.result_type(leaf) if is_array or isinstance(leaf, int | float | complex) else None
 
 
-def check_inexact(tree: Any) -> None:
+def check_inexact(tree: Any, name: str = "params") -> None:
     """Raise a TypeError that names the first leaf of `tree` that no diffusion can move."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         dtype = array_dtype(leaf)
         if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
             what = f"is {leaf!r}" if dtype is None else f"has dtype {dtype}"
             raise TypeError(
-                "a diffusion needs floating-point parameters, but params"
-                f"{jax.tree_util.keystr(path)} {what}; leave it out with optax.masked"
+                "a diffusion needs floating-point parameters, but"
+                f" {name}{jax.tree_util.keystr(path)} {what}; leave it out with optax.masked"
             )
 
 

@@ -2,10 +2,14 @@
 
 import argparse
 import math
+import signal
+import subprocess
+import sys
 
 import pytest
 
 from benchmarks.lib import cli
+from tests.helpers import ROOT
 
 
 @pytest.mark.parametrize(
@@ -73,3 +77,9 @@ def test_types_of_arguments(kind, text, value):
         assert str(error.value) == value
     else:
         assert kind(text) == value
+
+
+def test_an_interrupt_while_a_program_imports_is_one_word():
+    command = [sys.executable, "-c", "import benchmarks; raise KeyboardInterrupt"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr == "interrupted\n" and done.returncode == -signal.SIGINT

@@ -121,6 +121,15 @@ def test_what_update_and_init_refuse():
         tx.update(GRADS, tx.init(PARAMS))
     with pytest.raises(TypeError, match="floating-point"):
         tx.init({"steps": jnp.arange(3)})
-    wrong = {"w": jnp.zeros([3]), "b": jnp.zeros(3)}
-    with pytest.raises(ValueError, match=r"center has a leaf of shape \(3,\)"):
-        pulled(diffopt.gaussian_prior(1.0, 1.0, center=wrong))
+    for center, error, message in (
+        (
+            {"w": jnp.zeros([3]), "b": jnp.zeros(3)},
+            ValueError,
+            r"center\['\w'\] must have the shape",
+        ),
+        (None, TypeError, "center must have the structure"),
+        ({"other": 1.0}, TypeError, "center must have the structure"),
+        (1j, TypeError, "must be real"),
+    ):
+        with pytest.raises(error, match=message):
+            diffopt.gaussian_prior(1.0, 1.0, center=center).init(PARAMS)

@@ -387,7 +387,9 @@ BAD = {
     "num_chains must be ≥ 1, got 0": dict(num_chains=0),
     "batch_size must be ≤ the 50 examples of data, got 51": dict(batch_size=51),
     "batch_size must be ≥ 1, got 0": dict(batch_size=0),
-    "key must be an int": dict(key="a"),
+    "key must be an int or": dict(key="a"),
+    "key must be an int from": dict(key=2**63),
+    "where must give a scalar": dict(where=lambda step: jnp.zeros(3)),
     "opt_state must be that of the Samples": dict(opt_state=optax.EmptyState()),
     "params need a leading axis of chains": dict(num_chains=None),
 }
@@ -421,6 +423,15 @@ def test_bad_functions_and_trees():
     with pytest.raises(TypeError, match="loss must be a function"):
         sample(SGHMC, 1.0, jnp.ones(3))
 
+    class Unhashable:
+        __hash__ = None
+
+        def __call__(self, p):
+            return bowl(p)
+
+    with pytest.raises(TypeError, match="loss must be hashable"):
+        sample(SGHMC, Unhashable(), jnp.ones(3))
+
 
 def test_going_on_with_what_does_not_fit(run):
     samples, _ = run
@@ -431,8 +442,27 @@ def test_going_on_with_what_does_not_fit(run):
         go_on(samples.params, (X[:49], Y[:49]), batch_size=16)
     with pytest.raises(ValueError, match="batch_size=None"):
         go_on(samples.params, (X, Y))
+    wider = samples.params | {"w": jnp.zeros((4, 3, 1))}
+    with pytest.raises(TypeError, match=r"opt_state.* must have the shape \(4, 3, 1\)"):
+        go_on(wider, (X, Y), batch_size=16)
+    other = partial(diffopt.sample, diffopt.sgld(0.1, 0.1), loss, num_steps=10)
+    with pytest.raises(TypeError, match="go on with the tx and the params it is of"):
+        other(samples.params, (X, Y), batch_size=16, opt_state=samples.opt_state)
     with pytest.raises(ValueError, match="num_chains is 3"):
         go_on(samples.params, (X, Y), batch_size=16, num_chains=3)
+
+
+@pytest.mark.slow
+def test_an_epoch_goes_on_with_batches_of_another_size():
+    """After 3 batches of 4 of 20 examples, two of 4 more, or one of 8, end the epoch."""
+    seen = lambda p, x: jnp.sum(p) * 0 + jnp.sum(2.0**x)  # tells which examples it is of
+    tx, x = optax.sgd(0.1), jnp.arange(20.0)
+    first = diffopt.sample(tx, seen, jnp.zeros(1), x, num_steps=3, batch_size=4)
+    go_on = partial(diffopt.sample, tx, seen, first.params, x, opt_state=first.opt_state)
+    for size, steps in ((4, 2), (8, 1)):
+        rest = go_on(num_steps=steps, batch_size=size)
+        assert first.losses.sum() + rest.losses.sum() == 2.0**20 - 1
+        assert rest.opt_state.position == 0
 
 
 # ArviZ
@@ -448,6 +478,12 @@ def test_arviz_names_and_groups(run):
     np.testing.assert_array_equal(data["sample_stats"]["loss"], samples.losses)
     with pytest.raises(TypeError, match="Samples"):
         diffopt.to_arviz(samples.draws)
+
+
+def test_arviz_has_no_variable_called_like_an_axis(run):
+    samples, _ = run
+    with pytest.raises(ValueError, match="axes called chain and draw: rename these of .'chain'"):
+        diffopt.to_arviz(samples._replace(draws={"chain": samples.draws["w"]}))
 
 
 def test_arviz_is_asked_for_by_name(run, monkeypatch):

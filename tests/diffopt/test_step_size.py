@@ -80,6 +80,7 @@ def test_noisy_gradients_shorten_the_step():
         "num_chains must be an int": dict(num_chains=1.5),
         "batch_size needs data": dict(batch_size=3),
         "real scalar": dict(loss=lambda p: p),
+        "the Hessian of loss is 0": dict(loss=lambda p: 0.0),
     }.items(),
 )
 def test_bad_input(message, bad):
