@@ -14,6 +14,7 @@ from .gaussian16 import gaussian16
 from .trees import by_shards, check_inexact
 
 Noise = str | NoiseFunction
+"""The law of the increments, by name or as a function: see `sampler`."""
 
 SMALL = 2**16  # elements; smaller leaves share one generator
 
