@@ -253,6 +253,8 @@ def posterior() -> str:
 
 HEADLINES = {
     "en": (
+        "what for",
+        "what was measured",
         "a posterior",
         "held-out log-likelihood {nuts:+.3f} ± {error:.3f} nats beside NUTS, with {passes:.0%} of"
         " its gradients",
@@ -266,6 +268,8 @@ HEADLINES = {
         "{holds} hold, {open} are open, {fails} fail",
     ),
     "zh": (
+        "用途",
+        "实测",
         "后验",
         "留出数据的对数似然与 NUTS 相差 {nuts:+.3f} ± {error:.3f} nat，梯度计算量为其 {passes:.0%}",
         "额外开销小",
@@ -296,7 +300,8 @@ def headline(language: str) -> str:
         **{verdict: tried.count(verdict) for verdict in ("holds", "open", "fails")},
     }
     cells = [text.format(**figures) for text in HEADLINES[language]]
-    return markdown(["", ""], zip(cells[::2], cells[1::2], strict=True), left=2)
+    head, *rows = zip(cells[::2], cells[1::2], strict=True)
+    return markdown(head, rows, left=2)
 
 
 TABLES: dict[str, Callable[[], str]] = {
