@@ -41,6 +41,7 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
     return {
         "diffopt, no diffusion": sgd,
         "diffopt, gaussian": with_noise("gaussian"),
+        "diffopt, gaussian16": with_noise("gaussian16"),
         "diffopt, rademacher": with_noise("rademacher"),
     }
 

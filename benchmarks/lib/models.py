@@ -1,7 +1,9 @@
-"""The article's convolutional network in Flax NNX, and the shapes of larger networks."""
+"""The article's convolutional network and ResNet-18 in Flax NNX, and shapes of larger networks."""
 
 import math
 from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -76,6 +78,54 @@ class CNN(nnx.Module):
         x = nnx.relu(self.dense1(x))
         x = nnx.relu(self.dense2(x))
         return self.dense3(x)
+
+
+class Block(nnx.Module):
+    """Two 3x3 convolutions, each with a group norm, around which the input goes past."""
+
+    def __init__(self, width: int, out: int, dtype: Any, *, rngs: nnx.Rngs):
+        """Draw the weights; the first convolution has stride 2 where the width changes."""
+        conv = partial(nnx.Conv, use_bias=False, dtype=dtype, rngs=rngs)
+        norm = partial(nnx.GroupNorm, out, num_groups=8, dtype=dtype, rngs=rngs)
+        strides = 1 if width == out else 2
+        self.conv1, self.norm1 = conv(width, out, (3, 3), strides=strides), norm()
+        self.conv2, self.norm2 = conv(out, out, (3, 3)), norm()
+        self.past = (
+            nnx.Sequential()
+            if width == out
+            else nnx.Sequential(conv(width, out, (1, 1), strides=2), norm())
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[batch, h, w, width]` to `[batch, h, w, out]`, or half of h and w."""
+        y = nnx.relu(self.norm1(self.conv1(x)))
+        return nnx.relu(self.norm2(self.conv2(y)) + self.past(x))
+
+
+class ResNet18(nnx.Module):
+    """ResNet-18 for 32x32 images, with group norms, which know nothing of the rest of a batch.
+
+    Weights are float32, and the arithmetic between them is in `dtype`. Call with images
+    `[batch, 32, 32, channels]`, get float32 logits `[batch, classes]`.
+    """
+
+    def __init__(
+        self, channels: int, classes: int = 10, *, width: int = 64, dtype: Any = jnp.bfloat16,
+        rngs: nnx.Rngs,
+    ):  # fmt: skip
+        """Draw the weights; `width` is that of the first stage, 64 in the paper."""
+        self.stem = nnx.Conv(channels, width, (3, 3), use_bias=False, dtype=dtype, rngs=rngs)
+        self.norm = nnx.GroupNorm(width, num_groups=8, dtype=dtype, rngs=rngs)
+        widths = [width] * 3 + [width * 2] * 2 + [width * 4] * 2 + [width * 8] * 2
+        self.blocks = nnx.List(Block(a, b, dtype, rngs=rngs) for a, b in pairwise(widths))
+        self.head = nnx.Linear(width * 8, classes, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Logits of a batch of images."""
+        x = nnx.relu(self.norm(self.stem(x)))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean((1, 2), dtype=jnp.float32))
 
 
 def init_cnn(channels: int, seed: int) -> tuple[Any, Any]:
