@@ -251,6 +251,25 @@ def posterior() -> str:
     return markdown(head, rows) + origin("posterior.json", found["machine"], command)
 
 
+def llc_training() -> str:
+    """λ̂ of a transformer that learns to add, along training."""
+    found = load("llc_training.json")
+    rows = (
+        [
+            f"{row['at']:,}", f"{row['llc']:.1f} ± {row['standard_error']:.1f}",
+            f"{row['train_loss']:.1e}", f"{100 * row['test_error']:.1f}",
+        ]
+        for row in found["addition"]
+    )  # fmt: skip
+    head = ["steps", "λ̂", "training loss", "test error, %"]
+    config = found["config"]
+    command = f"--chains {config['chains']} --steps {config['steps']}"
+    below = origin(
+        "llc_training.json", found["machine"], f"python -m benchmarks.llc_training {command}"
+    )
+    return markdown(head, rows) + below
+
+
 HEADLINES = {
     "en": (
         "what for",
@@ -312,6 +331,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cifar10_average": lambda: comparison("cifar10.json", report.AVERAGE_COLUMNS),
     "claims": claims,
     **{f"claim_{claim}": partial(settings, claim) for claim in panel.TITLES},
+    "llc_training": llc_training,
     "noise_map": noise_on_cifar10,
     "step_cost": lambda: step_cost("step_cost.json", "resnet18"),
     "step_cost_py313": lambda: step_cost("step_cost_py313.json", "resnet18"),
