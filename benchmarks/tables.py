@@ -10,6 +10,7 @@ alone imports others: those whose files it shows.
 import argparse
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 from . import noise_map
 from .compare import report
 from .compare.trial import panel
-from .lib import files
+from .lib import cli, files
 from .lib.scores import plus_minus
 
 ROOT = Path(__file__).parents[1]
@@ -351,6 +352,7 @@ def filled(page: str) -> str:
     return MARK.sub(lambda mark: f"{mark[1]}{TABLES[mark[2]]()}\n{mark[3]}", page)
 
 
+@cli.program("tables")
 def main(argv: list[str] | None = None) -> None:
     """Print the tables that are named, or rewrite those of all pages."""
     parser = argparse.ArgumentParser(
@@ -367,4 +369,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -169,6 +169,11 @@ def test_the_tables_are_those_of_the_results(page):
     assert tables.filled(text) == text
 
 
+def test_a_table_is_printed(capsys):
+    assert tables.main(["rounding_cost"]) == 0
+    assert capsys.readouterr().out.startswith("| update | ns per parameter | quartiles |\n| --- |")
+
+
 def test_every_public_name_has_its_place_in_the_api():
     pages = "".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
     documented = re.findall(r"^::: diffopt\.\w+\.(\w+)$", pages, re.MULTILINE)
