@@ -1,4 +1,5 @@
-"""25 Gaussians in the plane: SGLD stays where it starts, cyclical SGLD finds them all.
+"""25 Gaussians in the plane: SGLD stays where it starts, cyclical SGLD finds them all, and
+replica exchange weighs them right.
 
     python -m benchmarks.mixture [--out DIR]
 
@@ -7,10 +8,15 @@ After figure 2 of Zhang et al., Cyclical Stochastic Gradient MCMC for Bayesian D
 and SGLD's schedule (0.043 for 500 steps, then 0.043 t^-0.55) are those of the authors' code; so
 is the start in a random place. Their cyclical chain has a peak of 0.07 and 30 cycles in 50,000
 steps, with noise throughout: `--peak 0.07 --cycles 30 --steps 50000 --explore 0`.
+
+Replica exchange takes as many gradients: each of its five chains a fifth of the steps. What
+counts is the coldest. A mode's weight is the share of the samples nearest to it, over all chains;
+the distance is half the sum of |weight - 1/25|.
 """
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +33,7 @@ from .lib.plots import plt
 
 CENTRES = np.stack(np.meshgrid(*[np.arange(-4.0, 5.0, 2.0)] * 2), axis=-1).reshape(-1, 2)
 VARIANCE = 0.03
+LADDER = (1.0, 2.0, 4.0, 8.0, 16.0)  # of temperatures
 RADIUS, ENOUGH = 0.25, 100  # a mode is found when so many samples are so near
 
 
@@ -86,6 +93,35 @@ def chains(
     }
 
 
+def replicas(steps: int, seeds: int) -> np.ndarray:
+    """Samples `[seeds, kept, 2]` of the coldest of five chains, as many gradients in all."""
+    tx = diffopt.replica_exchange(partial(diffopt.sgld, 0.004), LADDER)
+
+    def cold(params: jax.Array, state: Any, key: jax.Array) -> jax.Array:
+        def step(carry: tuple[jax.Array, Any], key: jax.Array) -> tuple[tuple[jax.Array, Any], Any]:
+            params, state = carry
+            losses, grads = jax.vmap(jax.value_and_grad(energy))(params)
+            grads += jax.random.normal(key, grads.shape)
+            updates, state = tx.update(grads, state, params, value=losses)
+            params = optax.apply_updates(params, updates)
+            return (params, state), params[jnp.argmin(state.rung)]
+
+        keys = jax.random.split(key, max(1, steps // len(LADDER)))
+        return jax.lax.scan(step, (params, state), keys)[1]
+
+    start_key, key = jax.random.split(jax.random.key(0))
+    params = jax.random.uniform(start_key, (seeds, len(LADDER), 2), minval=-5.0, maxval=5.0)
+    states = diffopt.split_keys(tx.init(params[0]), seeds)
+    return np.asarray(jax.jit(jax.vmap(cold))(params, states, jax.random.split(key, seeds)))
+
+
+def distance(samples: np.ndarray) -> float:
+    """Total variation between the weights of the modes in the samples `[..., 2]` and 1/25."""
+    nearest = np.clip(np.rint(samples.reshape(-1, 2) / 2), -2, 2) @ [5, 1] + 12
+    weights = np.bincount(nearest.astype(int), minlength=25) / len(nearest)
+    return float(np.abs(weights - 1 / 25).sum() / 2)
+
+
 def plot_chains(samples: dict[str, np.ndarray], path: Path) -> None:
     """The mixture and the first chain of each sampler side by side."""
     rng = np.random.default_rng(0)
@@ -93,7 +129,8 @@ def plot_chains(samples: dict[str, np.ndarray], path: Path) -> None:
     panels = {"the mixture: 25 modes": exact}
     for name, chain in samples.items():
         panels[f"{name}: finds {modes_found(chain[0])}"] = chain[0]
-    fig, axes = plt.subplots(1, 3, figsize=(11, 4), layout="constrained", sharey=True)
+    size = (3.7 * len(panels), 4)
+    fig, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", sharey=True)
     for ax, (title, points) in zip(axes, panels.items(), strict=True):
         ax.hist2d(
             *points.T, bins=150, range=[(-5.5, 5.5)] * 2, cmap="magma", density=True, vmax=0.3
@@ -111,11 +148,18 @@ def main(argv: list[str] | None = None) -> None:
 
     with Console().status(f"{args.steps:,} steps of {args.seeds} chains of each sampler"):
         samples = chains(args.steps, args.cycles, args.peak, args.explore, args.seeds)
+        samples["replica exchange"] = replicas(args.steps, args.seeds)
     modes = {name: [modes_found(chain) for chain in runs] for name, runs in samples.items()}
+    distances = {name: distance(runs) for name, runs in samples.items()}
     for name, found in modes.items():
-        print(f"{name:14} modes found by each chain: {' '.join(map(str, found))}")
+        print(
+            f"{name:16} modes found by each chain: {' '.join(map(str, found))};"
+            f" distance of the weights {distances[name]:.3f}"
+        )
     config = {name: value for name, value in vars(args).items() if name != "out"}
-    result = {"config": config, "machine": machine.describe(), "modes": modes}
+    result = {
+        "config": config, "machine": machine.describe(), "modes": modes, "distances": distances
+    }  # fmt: skip
     files.write_json(out / "mixture.json", result)
     plot_chains(samples, out / "mixture.png")
     print(f"Wrote {out / 'mixture.json'}, {out / 'mixture.png'}")

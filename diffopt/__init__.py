@@ -9,6 +9,11 @@ from .diagnostics import Temperature as Temperature
 from .diagnostics import configurational_temperature as configurational_temperature
 from .diagnostics import gradient_noise_temperature as gradient_noise_temperature
 from .diagnostics import kinetic_temperature as kinetic_temperature
+from .estimators import ControlVariateState as ControlVariateState
+from .estimators import GradientEstimator as GradientEstimator
+from .estimators import SVRGState as SVRGState
+from .estimators import control_variate as control_variate
+from .estimators import svrg as svrg
 from .frame import SamplerState as SamplerState
 from .frame import sampler as sampler
 from .increments import Noise as Noise
@@ -29,6 +34,8 @@ from .posterior import predictive as predictive
 from .posterior import to_arviz as to_arviz
 from .priors import GaussianPriorState as GaussianPriorState
 from .priors import gaussian_prior as gaussian_prior
+from .replica import ReplicaState as ReplicaState
+from .replica import replica_exchange as replica_exchange
 from .rounding import LowPrecisionState as LowPrecisionState
 from .rounding import exact_params as exact_params
 from .rounding import low_precision as low_precision
@@ -41,6 +48,7 @@ from .underdamped import UnderdampedState as UnderdampedState
 from .underdamped import baoab as baoab
 from .underdamped import sghmc as sghmc
 from .underdamped import sgnht as sgnht
+from .underdamped import ubu as ubu
 
 __version__ = "0.1.0"
 

@@ -76,9 +76,10 @@ def kinetic_temperature(opt_state: Any) -> Temperature:
     r"""The temperature that the velocities of a chain show: the mean of M v².
 
     At temperature T each velocity is distributed as N(0, T/M). The mass M belongs to the sampler
-    and comes from its state: with `baoab` M = 1, with `sghmc` (1 + m)/(2η), and with `sgnht`
-    (2 - α)/(2η). So the mean of M v² is T exactly for `sgnht`; exactly for `baoab` on a quadratic
-    loss and up to O(h²) on others; and T/(1 - ηk/(2(1 + m))) for `sghmc` on kθ²/2.
+    and comes from its state: with `baoab` and `ubu` M = 1, with `sghmc` (1 + m)/(2η), and with
+    `sgnht` (2 - α)/(2η). So the mean of M v² is T exactly for `sgnht`; exactly for `baoab` on a
+    quadratic loss and up to O(h²) on others, as for `ubu` on all; and T/(1 - ηk/(2(1 + m))) for
+    `sghmc` on kθ²/2.
 
     It tells within a few steps if noisy gradients overheat the velocities, but nothing of where
     the positions are: `configurational_temperature` tells that. A leaf with one and not the
@@ -102,7 +103,7 @@ def kinetic_temperature(opt_state: Any) -> Temperature:
       A `Temperature`; 0 before the first step.
 
     Raises:
-      ValueError: no state in `opt_state` has velocities, or several have.
+      ValueError: no state in `opt_state` has velocities, or several have; its mass is no scalar.
 
     Examples:
       >>> import diffopt, jax.numpy as jnp, optax
@@ -126,6 +127,11 @@ def kinetic_temperature(opt_state: Any) -> Temperature:
         )
     (state,) = found
     velocity, mass = state.velocity, state.mass
+    if jnp.ndim(mass):
+        raise ValueError(
+            f"mass must be a scalar, got shape {jnp.shape(mass)}: for the states of many chains use"
+            " jax.vmap(kinetic_temperature), for those of sample on samples.opt_state.opt_state"
+        )
     return Temperature(
         mass * mean_product(velocity, velocity),
         jax.tree.map(lambda v: mass * mean_product(v, v), velocity),

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .increments import Noise, get_noise, increments
+from .increments import Noise, get_noise
+from .increments import increments as draw
 from .keys import check_key, derive_key
+from .scalars import check_int
 from .trees import cast_like, check_inexact, check_like
 
 
@@ -28,6 +30,7 @@ def sampler(
     step: Callable[[optax.Updates, optax.Updates, Any], tuple[optax.Updates, Any]],
     init: Callable[[optax.Params, jax.Array, jax.Array], Any] | None = None,
     *,
+    increments: int = 1,
     key: int | jax.Array = 0,
     noise: Noise = "gaussian",
 ) -> optax.GradientTransformationExtraArgs:
@@ -48,6 +51,8 @@ def sampler(
         and `key` and whatever the sampler keeps. By default a `SamplerState`. A state with a
         `velocity` (a tree like the parameters) and a `mass` (a scalar) can be read by
         `kinetic_temperature`.
+      increments: how many independent increments a step takes: where more than 1, ξ is a tuple of
+        as many trees.
       key: an int or a PRNG key, typed or raw. The state's key is derived from it so that no
         `split` or `fold_in` of yours meets it: the key that initialized the network will do. But
         equal keys give equal noise: give each sampler in one program its own, each chain by
@@ -66,9 +71,10 @@ def sampler(
       stay `None`. Extra arguments of `update` are ignored.
 
     Raises:
-      ValueError: `noise` is an unknown name.
-      TypeError: `key` is no key; at `init`, a parameter is not floating-point, or the state has no
-        `count` and `key`; at `update`, `step` gives another structure or other shapes.
+      ValueError: `noise` is an unknown name, or `increments` is less than 1.
+      TypeError: `key` is no key, or `increments` no int; at `init`, a parameter is not
+        floating-point, or the state has no `count` and `key`; at `update`, `step` gives another
+        structure or other shapes.
 
     Examples:
       SGLD in coordinates of one's own scale: dθ = -G∇L dt + √(2TG) dW with a constant G, which
@@ -94,6 +100,7 @@ def sampler(
     """
     check_key(key)
     get_noise(noise)
+    check_int("increments", increments, least=1)
 
     def init_fn(params: optax.Params) -> Any:
         check_inexact(params)
@@ -108,9 +115,12 @@ def sampler(
     ) -> tuple[optax.Updates, Any]:
         del params, extra_args
         key, subkey = jax.random.split(state.key)
-        xi = increments(subkey, updates, noise)
+        if increments == 1:
+            first = xi = draw(subkey, updates, noise)
+        else:
+            first, *_ = xi = draw(subkey, (updates,) * increments, noise)
         with jax.numpy_dtype_promotion("standard"):  # the casts below are meant
-            wide = jax.tree.map(lambda g, x: jnp.asarray(g, x.dtype), updates, xi)
+            wide = jax.tree.map(lambda g, x: jnp.asarray(g, x.dtype), updates, first)
             stepped = step(wide, xi, state)
         if type(stepped) is not tuple or len(stepped) != 2:
             raise TypeError(f"step must return (updates, state), got {type(stepped).__name__}")

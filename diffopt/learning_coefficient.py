@@ -1,6 +1,7 @@
 """What a diffusion tells of a minimum: the local learning coefficient, and the free energy."""
 
 import math
+import warnings
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ import optax
 from .keys import check_key
 from .overdamped import sgld
 from .priors import gaussian_prior
-from .sampling import check_hashable, check_loss, count_examples, run_chains
+from .sampling import check_hashable, check_loss, check_sampler, count_examples, run_chains
 from .scalars import check_int, check_number
 from .trees import check_inexact
 
@@ -64,14 +65,16 @@ def local_learning_coefficient(
     with T = log(n)/n by default (the inverse temperature is nβ with β = 1/log n). The localization
     keeps a chain in the basin; it is `gaussian_prior(1 / localization, T, center="init")`.
 
-    What it measures: λ̂ → λ as T → 0, from below where m > 1: λ̂ ≈ λ - (m - 1)/log(1/T). On a
+    What it measures: λ̂ → λ as T → 0, from below where m > 1, and slowly: to leading order λ̂ is
+    λ - (m - 1)/log(1/T) (0.28 in the example below, of which quadrature gives 0.35). On a
     quadratic of curvatures k it is Σ k / (k + T·localization) / 2, which is d/2 if the curvatures
     are above T·localization: a direction softer than that counts as flat. Errors that no number
     of steps takes away: the step's own (`sgld` is at T/(1 - ηk/2), too hot; `diffopt.baoab` has
     none on a quadratic), minibatch noise, which heats more the longer the step, and a chain that
     has not spread along the soft directions, for which λ̂ is too low. So look at `losses`: they
     have to be flat after `burn_in`; halve the step and compare. A λ̂ below 0 says that w* is not a
-    minimum: there is lower loss nearby.
+    minimum: there is lower loss nearby. One above d/2, or that differs between the halves of the
+    steps after `burn_in`, is told in a warning.
 
     With minibatches the loss of each batch is taken less what its examples had at w*, which has
     the same mean without the spread of the batches. The program is compiled once for the same
@@ -97,7 +100,9 @@ def local_learning_coefficient(
       An `Estimate`: λ̂, its standard error over chains, λ̂ of each chain, and the losses.
 
     Warns:
-      UserWarning: a chain diverged: which, and at which step. The mean leaves it out.
+      UserWarning: a chain was not finite: which, and at which step; the mean leaves it out. Or λ̂ is
+        above d/2 by more than a tenth and four standard errors, or the halves of the steps after
+        `burn_in` differ by more than a tenth of it and five.
 
     Raises:
       ValueError: a number is out of its range; `data` have no common leading axis, or are None
@@ -124,6 +129,7 @@ def local_learning_coefficient(
     check_key(key)
     check_hashable(loss=loss, sampler=sampler)
     check_number("step_size", step_size, positive=True)
+    check_sampler(sampler, step_size, 1.0)
     check_number("localization", localization)
     if temperature is None:
         temperature = _watanabe_temperature(data)
@@ -133,8 +139,35 @@ def local_learning_coefficient(
         loss, tx, params, data, num_steps=num_steps, burn_in=burn_in, num_chains=num_chains,
         batch_size=batch_size, key=key,
     )  # fmt: skip
-    excess = losses[:, burn_in:] - losses[:, :1]
-    return _estimate(excess.mean(1) / temperature, losses)
+    excess = (losses[:, burn_in:] - losses[:, :1]) / temperature
+    estimate = _estimate(excess.mean(1), losses)
+    _warn_of_doubt(estimate, np.asarray(excess), params)
+    return estimate
+
+
+def _warn_of_doubt(estimate: Estimate, excess: np.ndarray, params: Any) -> None:
+    """Warn of a λ̂ that no minimum has, and of chains that are not at rest."""
+    most = sum(
+        p.size * (1 + jnp.iscomplexobj(p)) for p in map(jnp.asarray, jax.tree.leaves(params))
+    )
+    mean, error = float(estimate.mean), float(estimate.standard_error)
+    if mean - 4 * error > 1.1 * most / 2:
+        warnings.warn(
+            f"λ̂ = {mean:.3g} ± {error:.2g} is above d/2 = {most / 2:g}, which no minimum has: the"
+            " step_size is too long, the batches too small, or params are no minimum",
+            stacklevel=3,
+        )
+    halves = np.array_split(excess[np.isfinite(excess).all(1)], 2, axis=1)
+    if excess.shape[1] < 2 or len(halves[0]) < 4:
+        return
+    one, two = (half.mean(1) for half in halves)
+    drift, spread = float((two - one).mean()), float((two - one).std(ddof=1)) / math.sqrt(len(one))
+    if abs(drift) > max(5 * spread, 0.1 * abs(mean)):
+        warnings.warn(
+            f"the chains are not at rest after burn_in: λ̂ is {one.mean():.3g} in the first"
+            f" half of the steps after it and {two.mean():.3g} in the second; take more of both",
+            stacklevel=3,
+        )
 
 
 def wbic(
@@ -213,6 +246,7 @@ def wbic(
     check_key(key)
     check_hashable(loss=loss, sampler=sampler, log_prior=log_prior)
     check_number("step_size", step_size, positive=True)
+    check_sampler(sampler, step_size, 1.0)
     temperature = _watanabe_temperature(data)
     prior = jax.eval_shape(log_prior, params)
     if getattr(prior, "shape", None) != () or not jnp.issubdtype(prior.dtype, jnp.floating):

@@ -102,7 +102,8 @@ def collect(
 ) -> Collect:
     """Keep thinned samples of a chain on the device, inside `jit` and `scan`.
 
-    Sample i is the parameters of update `start + i * every`, counted from 0, in their own dtype.
+    Sample i is the parameters of update `start + i * every`, counted from 0, in their own dtype
+    (under `low_precision` give `exact_params(params, opt_state)` to `init` and to `update`).
     It stops at `capacity`: the samples stay in the order in which they came, as ArviZ wants them,
     and the first ones after burn-in are never overwritten. Plan `start + capacity * every` steps.
     With `where`, those of them stay at which that schedule is not 0: `sampling_stage` keeps the
@@ -127,7 +128,8 @@ def collect(
     Raises:
       ValueError: `capacity` or `every` is less than 1, or `start` is negative; `start + every` is
         2³¹ or more.
-      TypeError: one of them is no int, or `where` no schedule of scalars.
+      TypeError: one of them is no int, or `where` no schedule of scalars; at `update`, a parameter
+        has another dtype than at `init`.
 
     Examples:
       >>> import diffopt, jax, jax.numpy as jnp, optax
@@ -167,6 +169,7 @@ def collect(
 
     def update_fn(params: Any, state: CollectState) -> CollectState:
         samples, count, step, diverged = state
+        _check_dtypes(params, samples)
         diverged = jnp.where((diverged < 0) & ~is_finite(params), step, diverged)
         due = (step >= start) & ((step - start) % every == 0) & (count < capacity) & (diverged < 0)
         if where is not None:
@@ -182,6 +185,17 @@ def collect(
         return CollectState(samples, count + due.astype(count.dtype), after, diverged)
 
     return Collect(init_fn, update_fn)
+
+
+def _check_dtypes(params: Any, samples: Any) -> None:
+    for (path, p), s in zip(
+        jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(samples), strict=False
+    ):
+        if jnp.result_type(p) != s.dtype:
+            raise TypeError(
+                f"params{jax.tree_util.keystr(path)} has dtype {jnp.result_type(p)}, and the state"
+                f" was made by init for {s.dtype}: give both the same, as exact_params to both"
+            )
 
 
 def draws(state: CollectState) -> Any:
@@ -286,7 +300,8 @@ def predictive(
     Args:
       fn: `fn(sample, *args)` gives an array or a tree of arrays; it is compiled once for each
         function, so pass the same one every time, not a new lambda.
-      samples: the `Samples` of `sample`, a `CollectState`, or a tree of arrays `[samples, ...]`.
+      samples: the `Samples` of `sample`, a `CollectState`, or a tree of arrays `[samples, ...]`
+        (`samples.draws` is `[chain, draw, ...]`: give `samples`).
       *args: further arguments of `fn`, arrays or trees of them.
       batch_size: how many samples are evaluated at once; by default one, as in `jax.lax.map`.
         The number of samples need not be a multiple of it.

@@ -46,6 +46,8 @@ def gaussian_prior(
         tx = optax.chain(diffopt.gaussian_prior(1.0, T), diffopt.baoab(h, T))
 
     After the sampler it would act on the update, without the step size and with the wrong sign.
+    What sees the loss alone, as `find_step_size` and the configurational temperature of `sample`
+    do, does not see this prior: for those add T |θ - c|²/(2 variance) to the loss instead.
     `optax.masked` gives it to some parameters, and two masked ones give two variances.
 
     With `center="init"` it pulls towards the parameters at `init` (L2 towards the start), which

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import Partial
 
 from .chains import split_keys
 from .cyclical import Schedule
@@ -41,6 +42,7 @@ class SampleState(NamedTuple):
       key: of the present epoch.
       order: the examples in the order of the present epoch, in which each chain begins somewhere
         else; `None` without batches.
+      grad_state: the state of the gradient estimator, `[chain, ...]`; `None` without one.
     """
 
     opt_state: Any
@@ -48,11 +50,12 @@ class SampleState(NamedTuple):
     position: jax.Array
     key: jax.Array
     order: jax.Array | None
+    grad_state: Any = None
 
 
 # How (params, SampleState, CollectState) lie on the devices that share the chains.
 EACH, ALL = PartitionSpec("chain"), PartitionSpec()
-CHAIN_AXES: Any = (EACH, SampleState(EACH, ALL, ALL, ALL, ALL), EACH)  # type: ignore[arg-type]
+CHAIN_AXES: Any = (EACH, SampleState(EACH, ALL, ALL, ALL, ALL, EACH), EACH)  # type: ignore[arg-type]
 
 
 class _Plan(NamedTuple):
@@ -82,6 +85,7 @@ def sample(
     num_steps: int,
     num_chains: int | None = 1,
     batch_size: int | None = None,
+    grad: Any = None,
     start: int = 0,
     every: int = 1,
     where: Schedule | None = None,
@@ -93,9 +97,11 @@ def sample(
     r"""Run chains of a sampler on a loss, and keep their draws.
 
     With `tx` a sampler at temperature T the draws are distributed as exp(-L(θ)/T): with L the mean
-    loss of N examples and T = 1/N, as the Bayesian posterior under a flat prior. A Gaussian prior
-    of variance s² is `optax.chain(optax.add_decayed_weights(T / s²), tx)`. A `tx` without noise,
-    such as `optax.sgd`, is allowed: the draws are then iterates of an optimizer.
+    loss of N examples and T = 1/N, as the Bayesian posterior under a flat prior. A prior belongs
+    into the loss: T |θ|²/(2 s²) is a Gaussian one of variance s². In the chain, as
+    `gaussian_prior` or weight decay, it gives the same draws, but `losses` and the configurational
+    temperature then know nothing of it: they are those of `loss` alone. A `tx` without noise, such
+    as `optax.sgd`, is allowed: the draws are then iterates of an optimizer.
 
     Draw i is the chain after `start + i * every` steps, with the loss and the temperatures of that
     very point; the gradient of its batch is the one that the next step takes. The parameters after
@@ -123,6 +129,10 @@ def sample(
       num_steps: steps of each chain, ≥ 1.
       num_chains: how many chains, or `None` where `params` has them.
       batch_size: examples in a batch; by default all.
+      grad: a `GradientEstimator`, such as `control_variate` or `svrg` give, that takes less noisy
+        gradients from the batches; by default they are those of `loss`, which with `grad` gives the
+        values alone. (That forward pass is often no extra cost, because it is in `grad` too.)
+        With batches of all examples an estimator gives the exact gradient and saves nothing.
       start: steps to pass over first (burn-in).
       every: keep one draw in so many steps (thinning).
       where: a schedule of the steps taken, those before `opt_state` included: draws at which it is
@@ -136,22 +146,23 @@ def sample(
         `[chain, ...]`, for a disk, TensorBoard or W&B; `step` counts as in `where`. With it the
         draws leave the device after each chunk, and `draws` are NumPy arrays: they need not fit
         on the device. Where they do not fit into the host's memory either, call `sample` again
-        and again with `opt_state`, which continues bit for bit.
+        and again with `opt_state`, which continues bit for bit. What it raises ends the run.
       opt_state: that of the `Samples` to go on from, with their `params`. Nothing is split, and
         `num_chains` and `key` count no more. Bit for bit the chain of one call, on as many
         devices. Another temperature, step size, batch size or loss may follow.
 
     Returns:
-      `Samples`. `draws` has all chains; those that were not finite are named in a warning, and
-      `predictive` and `to_arviz` leave them out. Under one `low_precision` the draws are the
-      `exact_params`, in float32, and the losses are those of what it made of them.
+      `Samples`. `draws` has all chains; those that were not finite (one that is far too hot may
+      still be) are named in a warning, and `predictive` and `to_arviz` leave them out. Under one
+      `low_precision` the draws are the `exact_params`, in float32, and the losses are those of
+      what it made of them.
 
     Raises:
       ValueError: a number is out of its range, `start` or `where` leaves no draw, the leading axes
-        of `data` differ or are shorter than `batch_size`, or `params` have not the chains they
-        should have.
+        of `data` differ or are shorter than `batch_size`, `params` have not the chains they
+        should have, or there is a `grad` without `data`.
       TypeError: a parameter is not floating-point, the loss is not a real scalar, `opt_state` is
-        of another `tx` or other `params`, or an argument is of the wrong type.
+        of another `tx` or `grad` or other `params`, or an argument is of the wrong type.
 
     Examples:
       A line through points, y = a + bx with noise of variance 1, and its exact posterior.
@@ -181,6 +192,7 @@ def sample(
         num_steps=num_steps,
         num_chains=num_chains,
         batch_size=batch_size,
+        grad=grad,
         start=start,
         every=every,
         where=where,
@@ -204,6 +216,7 @@ def run_chains(
     num_steps: int,
     num_chains: int | None = 1,
     batch_size: int | None = None,
+    grad: Any = None,
     start: int = 0,
     every: int = 1,
     where: Schedule | None = None,
@@ -226,6 +239,12 @@ def run_chains(
     if not (hasattr(tx, "init") and hasattr(tx, "update")):
         raise TypeError(f"tx must be an Optax transformation, got {tx!r}")
     check_hashable(tx=tx, loss=loss, where=where)
+    if grad is not None:
+        if not (hasattr(grad, "init") and hasattr(grad, "update")):
+            raise TypeError(f"grad must be a GradientEstimator, as svrg gives, got {grad!r}")
+        if data is None:
+            raise ValueError("grad needs data, got data=None")
+        grad = jax.tree.map(lambda f: Partial(f) if callable(f) else f, grad)
     if opt_state is not None and not isinstance(opt_state, SampleState):
         raise TypeError(
             f"opt_state must be that of the Samples to go on from, got {type(opt_state).__name__}"
@@ -252,8 +271,12 @@ def run_chains(
     if opt_state is not None:
         try:
             check_like("opt_state", opt_state.opt_state, jax.eval_shape(jax.vmap(tx.init), params))
+            estimate = None if grad is None else jax.eval_shape(jax.vmap(grad.init), params)
+            check_like("opt_state.grad_state", opt_state.grad_state, estimate)
         except TypeError as error:
-            raise TypeError(f"{error}; go on with the tx and the params it is of") from None
+            raise TypeError(
+                f"{error}; go on with the tx and the params it is of, and its grad"
+            ) from None
 
     base = 0 if opt_state is None else int(opt_state.step)
     due = _due(num_steps, start, every, where, base)
@@ -285,9 +308,9 @@ def run_chains(
         first_chain = jax.tree.map(lambda p: p[0], params) if led else params
         keys = _chain_keys(tx, first_chain, num_chains, own), examples
     if plan.mesh is not None:
-        data = jax.device_put(data, NamedSharding(plan.mesh, ALL))
+        data, grad = jax.device_put((data, grad), NamedSharding(plan.mesh, ALL))
         params = jax.device_put(params, NamedSharding(plan.mesh, EACH if led else ALL))
-    carry = begin(params, opt_state, keys, data)
+    carry = begin(params, opt_state, keys, data, grad)
 
     done, length = 0, 1
     pieces: list[Any] = []
@@ -299,7 +322,7 @@ def run_chains(
             if on_draw is not None and first + capacity < len(due):
                 length = min(length, due[first + capacity] - done)
             clock = time.perf_counter()
-            carry, meter = advance(carry, data, base, length)
+            carry, meter = advance(carry, data, grad, base, length)
             jax.block_until_ready(meter)
             seconds = time.perf_counter() - clock
             done += length
@@ -413,6 +436,19 @@ def check_hashable(**functions: Any) -> None:
             ) from None
 
 
+def check_sampler(sampler: Any, step_size: float, temperature: float, **key: int) -> None:
+    """Raise a TypeError unless `sampler` makes a transformation."""
+    call = f"sampler(step_size, temperature{', key=key' if key else ''})"
+    if not callable(sampler):
+        raise TypeError(f"sampler must be a function, called as {call}, got {sampler!r}")
+    try:
+        tx = sampler(step_size, temperature, **key)
+    except TypeError as error:
+        raise TypeError(f"sampler must be called as {call}, as diffopt.sgld is: {error}") from error
+    if not (hasattr(tx, "init") and hasattr(tx, "update")):
+        raise TypeError(f"{call} must give an Optax transformation, got {tx!r}")
+
+
 def check_loss(loss: Callable[..., Any], params: Any, data: Any, batch_size: int | None) -> None:
     """Raise unless `loss` gives a real scalar, without running it."""
     batch = () if data is None else (_like_batch(data, batch_size),)
@@ -490,22 +526,27 @@ def _programs(plan: _Plan) -> tuple[Callable[..., Any], Callable[..., Any]]:
     def drawn(params: Any, state: SampleState) -> Any:
         return jax.vmap(lambda p, s: plan.transform(_exact(p, s)))(params, state.opt_state)
 
-    def gradient(params: Any, batch: tuple[Any, ...]) -> tuple[jax.Array, Any]:
-        value, grads = value_and_grad(params, *batch)
-        return value, jax.tree.map(jnp.conj, grads)  # JAX's gradient is that of the conjugate
-
-    def step(params: Any, opt_state: Any, batch: tuple[Any, ...]) -> tuple[Any, Any, Any]:
+    def step(
+        grad: Any, params: Any, opt_state: Any, grad_state: Any, batch: tuple[Any, ...]
+    ) -> tuple[Any, Any, Any, Any]:
         """One step of one chain, and what it saw before it."""
-        value, grads = gradient(params, batch)
+        if grad is None:
+            value, grads = value_and_grad(params, *batch)
+        else:
+            value = plan.loss(params, *batch)
+            grads, grad_state = grad.update(params, *batch, grad_state)
+        grads = jax.tree.map(jnp.conj, grads)  # JAX's gradient is that of the conjugate
         try:
             kinetic = kinetic_temperature(opt_state).overall
         except ValueError:  # no velocity, or several
             kinetic = None
         seen = value, Temperatures(mean_product(params, grads), kinetic)
         updates, opt_state = tx.update(grads, opt_state, params, value=value)
-        return optax.apply_updates(params, updates), opt_state, seen
+        return optax.apply_updates(params, updates), opt_state, grad_state, seen
 
-    def run(carry: Any, data: Any, base: jax.Array, length: jax.Array) -> tuple[Any, Any]:
+    def run(
+        carry: Any, data: Any, grad: Any, base: jax.Array, length: jax.Array
+    ) -> tuple[Any, Any]:
         kept_of = keep(base)
 
         def one_step(_: Any, carry: Any) -> Any:
@@ -515,10 +556,14 @@ def _programs(plan: _Plan) -> tuple[Callable[..., Any], Callable[..., Any]]:
             else:
                 state, index = next_batch(state, chains, batch_size)
                 batch, axis = (jax.tree.map(lambda x: x[index], data),), 0
-            after, opt_state, seen = jax.vmap(step, (0, 0, axis))(params, state.opt_state, batch)
+            after, opt_state, grad_state, seen = jax.vmap(step, (None, 0, 0, 0, axis))(
+                grad, params, state.opt_state, state.grad_state, batch
+            )
             record = (drawn(params, state), *seen)
             kept = jax.vmap(kept_of.update)(record, kept)
-            state = state._replace(opt_state=opt_state, step=optax.safe_increment(state.step))
+            state = state._replace(
+                opt_state=opt_state, step=optax.safe_increment(state.step), grad_state=grad_state
+            )
             meter = jax.tree.map(lambda m, s: m + s.astype(m.dtype), meter, seen)
             return (after, state, kept), meter
 
@@ -532,7 +577,7 @@ def _programs(plan: _Plan) -> tuple[Callable[..., Any], Callable[..., Any]]:
         meter = jax.tree.map(lambda s: jnp.zeros(s.shape[:1], jnp.float32), kept.samples[1:])
         return jax.lax.fori_loop(0, length, one_step, ((params, state, kept), meter))
 
-    def begin(params: Any, state: SampleState | None, keys: Any, data: Any) -> Any:
+    def begin(params: Any, state: SampleState | None, keys: Any, data: Any, grad: Any) -> Any:
         if state is None:
             chain_keys, examples = keys
             params = jax.tree.map(
@@ -544,13 +589,17 @@ def _programs(plan: _Plan) -> tuple[Callable[..., Any], Callable[..., Any]]:
             opt_state = jax.tree.map(
                 lambda k, s: k if _is_key(k) else s, chain_keys, jax.vmap(tx.init)(params)
             )
-            state = SampleState(opt_state, zero, zero, examples, order)
+            grad_state = None if grad is None else jax.vmap(grad.init)(params)
+            state = SampleState(opt_state, zero, zero, examples, order, grad_state)
         if batch_size is None:
             batch, axis = () if data is None else (data,), None
         else:
             take = lambda x: jnp.zeros((num_chains, batch_size, *x.shape[1:]), x.dtype)
             batch, axis = (jax.tree.map(take, data),), 0
-        seen = jax.eval_shape(jax.vmap(step, (0, 0, axis)), params, state.opt_state, batch)[2]
+        seen = jax.eval_shape(
+            jax.vmap(step, (None, 0, 0, 0, axis)),
+            grad, params, state.opt_state, state.grad_state, batch,
+        )[-1]  # fmt: skip
         seen = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), seen)
         kept = jax.vmap(keep(0).init)((drawn(params, state), *seen))
         carry = jax.tree.map(jnp.copy, (params, state, kept))
@@ -563,7 +612,7 @@ def _programs(plan: _Plan) -> tuple[Callable[..., Any], Callable[..., Any]]:
         run = jax.shard_map(
             run,
             mesh=mesh,
-            in_specs=(CHAIN_AXES, ALL, ALL, ALL),
+            in_specs=(CHAIN_AXES, ALL, ALL, ALL, ALL),
             out_specs=(CHAIN_AXES, EACH),
             check_vma=False,
         )
@@ -646,6 +695,7 @@ def _interrupts() -> Iterator[list[bool]]:
 def _bar(num_steps: int) -> Callable[[int, int, Any], None]:
     """A function that writes how far the chains are over the line that it wrote before."""
     began = time.perf_counter()
+    compiled: list[tuple[float, int]] = []  # when the first chunk was over, and its steps
 
     def write(done: int, length: int, seen: Any) -> None:
         seconds = time.perf_counter() - began
@@ -657,12 +707,17 @@ def _bar(num_steps: int) -> Callable[[int, int, Any], None]:
                 warnings.simplefilter("ignore", RuntimeWarning)  # of a mean over no chain
                 means = [f"{np.nanmean(t) / length:.3g}" for t in temperatures if t is not None]
                 loss = f"{np.nanmean(loss) / length:.4g}"
-            left = seconds / done * (num_steps - done)
+            left = ""
+            if compiled:
+                after, steps = seconds - compiled[0][0], done - compiled[0][1]
+                left = f" + {_clock(after / steps * (num_steps - done))} left"
+            else:
+                compiled.append((seconds, done))
             filled = 20 * done // num_steps
             sys.stderr.write(
                 f"\r{'━' * filled}{'─' * (20 - filled)} {done}/{num_steps}"
                 f" loss {loss} temperature {' / '.join(means)}"
-                f" {_clock(seconds)} + {_clock(left)}  "
+                f" {_clock(seconds)}{left}  "
             )
         sys.stderr.flush()
 

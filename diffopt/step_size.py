@@ -13,7 +13,14 @@ import optax
 
 from .diagnostics import kinetic_temperature
 from .keys import check_key, derive_key
-from .sampling import SampleState, check_hashable, check_loss, count_examples, next_batch
+from .sampling import (
+    SampleState,
+    check_hashable,
+    check_loss,
+    check_sampler,
+    count_examples,
+    next_batch,
+)
 from .scalars import check_int, check_number
 from .trees import check_inexact, mean_product
 
@@ -27,7 +34,8 @@ class StepSizes(NamedTuple):
     """What `find_step_size` measured, in rows by step size; temperatures are over T.
 
     Attributes:
-      step_size: `[size]`, from the longest to the shortest.
+      step_size: `[size]`, from the longest to the shortest; two searches are in it, so that a size
+        may be there twice.
       good: whether the size is a candidate, `[size]`.
       stiffest: temperature in the stiffest direction, `[size]`; NaN where a chain was not finite.
       overall: over all parameters, likewise.
@@ -85,7 +93,8 @@ def find_step_size(
 
     Args:
       sampler: `sampler(step_size, temperature, key=key)` gives a transformation, as `sgld`,
-        `sghmc`, `baoab` and `sgnht` do. The loss has to hold priors and weight decay.
+        `sghmc`, `baoab` and `sgnht` do, or `functools.partial(diffopt.sghmc, momentum=0.99)`. The
+        loss has to hold priors and weight decay.
       loss: as in `sample`.
       params: the start of all chains.
       data: as in `sample`.
@@ -127,6 +136,7 @@ def find_step_size(
     if batch_size == num_examples:
         batch_size = None
     check_hashable(sampler=sampler, loss=loss)
+    check_sampler(sampler, 1e-3, temperature, key=0)
     check_loss(loss, params, data, batch_size)
     params, data = jax.tree.map(jnp.asarray, (params, data))
     key, axis_key = jax.random.split(derive_key(key, "step size"))
@@ -187,7 +197,7 @@ def _warn_of_cold(table: StepSizes, step_size: float, tolerance: float, num_step
         warnings.warn(
             f"the chains have not settled in {num_steps} steps of {step_size:.3g}:"
             f" {', '.join(cold)} of the temperature. Run longer before you trust them; flat"
-            " directions may never get there",
+            " directions may never get there. A prior is seen in the loss, not in the chain",
             stacklevel=3,
         )
 

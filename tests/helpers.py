@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from scipy.linalg import solve_discrete_lyapunov
 
 import diffopt
 
@@ -62,6 +63,25 @@ def low_precision(step_size, temperature, *, key=0, noise="gaussian"):
     )
 
 
+def ubu_covariance(h, k, friction, temperature, end=False):
+    """Stationary covariance of (θ, v) on kθ²/2, at UBU's gradients or at the ends of its steps."""
+
+    def free(t):  # the exact flow U over a time t, and its covariance
+        a, c = friction * t, np.exp(-friction * t)
+        drift = np.array([[1, (1 - c) / friction], [0, c]])
+        both = (1 - c) ** 2 / friction
+        own = (2 * a - 3 + 4 * c - c**2) / friction**2
+        return drift, temperature * np.array([[own, both], [both, 1 - c**2]])
+
+    kick = np.array([[1, 0], [-h * k, 1]])
+    U, noise = free(h)
+    covariance = solve_discrete_lyapunov(U @ kick, noise)
+    if not end:
+        return covariance
+    half, noise = free(h / 2)
+    return half @ kick @ covariance @ kick.T @ half.T + noise
+
+
 class Sampler(NamedTuple):
     """A row of the registry; `make(step_size, temperature, *, key=0, noise="gaussian")`."""
 
@@ -83,6 +103,7 @@ SAMPLERS = {
         diffopt.sghmc, lambda eta: optax.sgd(eta, momentum=0.9), lambda eta: 1 / (1 - eta / 3.8)
     ),
     "baoab": Sampler(diffopt.baoab, None, lambda h: 1.0),
+    "ubu": Sampler(diffopt.ubu, None, lambda h: ubu_covariance(h, 1.0, 1.0, 1.0)[0, 0]),
     "sgnht": Sampler(diffopt.sgnht, lambda eta: optax.sgd(eta, momentum=0.9), lambda eta: 1.0),
     "low_precision": Sampler(low_precision, optax.sgd, None, "bfloat16"),
     "midpoint": Sampler(midpoint, optax.sgd, lambda eta: 1.0),

@@ -69,6 +69,8 @@ def sampling(names):
     assert (np.abs(draws.mean((0, 1)) - covariance @ x.T @ y / 0.5) < 0.2 * sd).all()
     assert names["mean"].shape == (442,) and 0.85 < names["coverage"] < 0.95
     np.testing.assert_allclose(names["lines"].mean(0), names["mean"], atol=1e-5)
+    corrected = np.asarray(names["corrected"].draws, float)
+    assert (np.abs(corrected.std((0, 1)) / sd - 1) < 0.1).all()
 
 
 def temperature(names):

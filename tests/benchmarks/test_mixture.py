@@ -13,11 +13,17 @@ def test_it_writes_the_modes_of_each_chain(tmp_path, capsys):
     assert helpers.status(mixture.main, *arguments) == 0
     found = json.loads((tmp_path / "mixture.json").read_text())
     assert {name: len(modes) for name, modes in found["modes"].items()} == {
-        "SGLD": 2, "cyclical SGLD": 2
+        "SGLD": 2, "cyclical SGLD": 2, "replica exchange": 2
     }  # fmt: skip
+    assert set(found["distances"]) == set(found["modes"])
     assert found["config"]["steps"] == 600
     assert (tmp_path / "mixture.png").read_bytes().startswith(b"\x89PNG")
     assert "modes found by each chain" in capsys.readouterr().out
+
+
+def test_the_distance_of_the_weights_from_the_mixture():
+    assert mixture.distance(mixture.CENTRES) == pytest.approx(0)
+    assert mixture.distance(mixture.CENTRES[:5] + 0.4) == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize(

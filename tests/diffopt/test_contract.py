@@ -154,6 +154,7 @@ NEAR_ONE = {  # a momentum, friction or decay that is 1 in bfloat16
     "psgld": lambda: diffopt.psgld(0.03, 0.5, decay=0.999),
     "sghmc": lambda: diffopt.sghmc(0.03, 0.5, momentum=0.999),
     "baoab": lambda: diffopt.baoab(0.3, 0.5, friction=0.003),
+    "ubu": lambda: diffopt.ubu(0.3, 0.5, friction=0.003),
     "sgnht": lambda: diffopt.sgnht(0.03, 0.5, momentum=0.999),
 }
 
@@ -740,7 +741,7 @@ def test_inject_hyperparams_is_told_that_a_noise_function_is_no_schedule():
 
 # Bad arguments
 
-OURS = [diffopt.sgld, diffopt.psgld, diffopt.sghmc, diffopt.baoab, diffopt.sgnht]
+OURS = [diffopt.sgld, diffopt.psgld, diffopt.sghmc, diffopt.baoab, diffopt.ubu, diffopt.sgnht]
 GOOD = {make: dict.fromkeys(list(inspect.signature(make).parameters)[:2], 0.1) for make in OURS}
 GOOD[diffopt.langevin] = {"diffusion": 0.1, "learning_rate": 0.1}
 each_of_ours = pytest.mark.parametrize("make", GOOD, ids=lambda make: make.__name__)
@@ -783,6 +784,7 @@ def test_what_is_no_key_is_refused_by_name(make):
         (diffopt.sghmc, "momentum", (1.0, -0.1, float("nan"))),
         (diffopt.sgnht, "momentum", (1.0, -0.1, float("nan"))),
         (diffopt.baoab, "friction", (-1.0, float("inf"))),
+        (diffopt.ubu, "friction", (-1.0, float("inf"))),
     ],
 )
 def test_other_numbers_are_refused_by_name_and_value(make, name, bad):

@@ -94,3 +94,11 @@ def test_a_batch_of_chains_has_a_batch_of_temperatures():
     temperatures = jax.vmap(diffopt.kinetic_temperature)(states)
     assert temperatures.overall.shape == (3,)
     assert float(temperatures.overall[0]) > 0
+
+
+def test_the_states_of_many_chains_are_not_taken_for_one():
+    tx = diffopt.baoab(0.1, 1.0)
+    states = diffopt.split_keys(tx.init(jnp.zeros(3)), 4)
+    with pytest.raises(ValueError, match=r"mass must be a scalar, got shape \(4,\)"):
+        diffopt.kinetic_temperature(states)
+    assert jax.vmap(diffopt.kinetic_temperature)(states).overall.shape == (4,)

@@ -52,6 +52,20 @@ def test_the_equation_gets_increments_that_are_those_of_the_samplers_here():
     assert_equal(xi, sgld.update(zero, sgld.init(zero))[0])
 
 
+def test_the_equation_gets_as_many_independent_increments_as_it_asks_for():
+    tx = diffopt.sampler(
+        lambda g, xi, state: (jax.tree.map(jnp.multiply, *xi), state), increments=2
+    )
+    zero = {"w": jnp.zeros(20_000), "b": jnp.zeros(3, jnp.bfloat16), "none": None}
+    product, _ = tx.update(zero, tx.init(zero))
+    assert_like(product, zero)
+    assert abs(product["w"].mean()) < 4.5 / np.sqrt(20_000)
+    assert abs((product["w"] ** 2).mean() - 1) < 4.5 * np.sqrt(8 / 20_000)
+    for bad, error in ((0, ValueError), (1.5, TypeError)):
+        with pytest.raises(error, match=f"increments must be .*, got {bad}"):
+            diffopt.sampler(lambda g, xi, state: (g, state), increments=bad)
+
+
 def test_its_velocities_have_a_kinetic_temperature():
     init = lambda params, count, key: State(count, key, params, jnp.float32(2))
     step = lambda g, xi, state: (g, state._replace(velocity=xi))

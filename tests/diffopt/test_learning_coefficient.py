@@ -140,3 +140,28 @@ def test_the_prior_has_to_be_a_density():
         wbic(log_prior=lambda w: jnp.ones(3) * w)
     with pytest.raises(TypeError, match="log_prior"):
         diffopt.wbic(loss, jnp.zeros([]), DATA, **OPTIONS)
+
+
+def bowl(w):
+    return jnp.sum(w**2) / 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(step_size=1.9), r"λ̂ = .* is above d/2 = 2, which no minimum has"),
+        (
+            dict(step_size=0.002, burn_in=0),
+            "not at rest after burn_in: λ̂ is .* and .* in the second",
+        ),
+    ],
+)
+def test_a_doubtful_estimate_is_told(arguments, message):
+    options = dict(temperature=0.01, num_steps=500, burn_in=100, num_chains=8) | arguments
+    with pytest.warns(UserWarning, match=message):
+        diffopt.local_learning_coefficient(bowl, jnp.zeros(4), **options)
+
+
+def test_a_sampler_that_cannot_be_called_is_named():
+    with pytest.raises(TypeError, match="sampler must be called as sampler.step_size, temperature"):
+        llc(sampler=lambda step_size: diffopt.sgld(step_size, 1.0))

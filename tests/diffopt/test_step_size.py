@@ -88,6 +88,19 @@ def test_bad_input(message, bad):
         find(diffopt.sgld, **bad)
 
 
+@pytest.mark.parametrize(
+    ("sampler", "message"),
+    [
+        (3, "called as .*key=key.*, got 3"),
+        (diffopt.langevin, "sampler must be called as .*key=key"),
+        (lambda h, T, key: 0.5, "must give an Optax transformation, got 0.5"),
+    ],
+)
+def test_what_is_no_sampler(sampler, message):
+    with pytest.raises(TypeError, match=message):
+        find(sampler)
+
+
 def test_no_size_is_good_where_nothing_settles():
     with pytest.raises(ValueError, match="no step size is good: the stiffest direction is at"):
         find(lambda step_size, temperature, key: optax.sgd(step_size), num_steps=100, num_chains=2)

@@ -1,4 +1,4 @@
-"""sghmc, baoab and sgnht: their steps and limits. Their contract is that of all samplers."""
+"""sghmc, baoab, ubu and sgnht: their steps and limits. Their contract is that of all samplers."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import diffopt
+from diffopt.underdamped import _spread
 from tests.helpers import assert_close, path, run
 
 PARAMS = {"w": jnp.array([[0.5, -1.0], [2.0, 0.1]]), "b": jnp.array([0.3, -0.7])}
@@ -58,10 +59,19 @@ def test_at_zero_temperature_baoab_is_damped_leapfrog(friction):
         assert_close(jax.tree.map(lambda p: p[i], found), theta, rtol=1e-4, atol=1e-4)
 
 
-def test_leapfrog_keeps_the_energy():
+def test_at_zero_temperature_and_without_friction_ubu_is_leapfrog():
+    found, reference = (
+        path(make(0.1, 0.0, friction=0.0), PARAMS, grad, 100)
+        for make in (diffopt.ubu, diffopt.baoab)
+    )
+    assert_close(found, reference, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [diffopt.baoab, diffopt.ubu])
+def test_leapfrog_keeps_the_energy(make):
     """θ²/2 + v²/2, taken where both are known at one time, stays within O(h²) for 10,000 steps."""
     h, theta = 0.1, jnp.array([1.0])
-    tx = diffopt.baoab(h, 0.0, friction=0.0)
+    tx = make(h, 0.0, friction=0.0)
     theta, state, _ = run(tx, theta, lambda p: p, 10_000)
     v = state.velocity - h / 2 * theta
     assert abs(float((theta**2 + v**2)[0]) - 1) < h**2
@@ -90,6 +100,15 @@ def test_the_steps_are_those_of_the_docstrings():
     np.testing.assert_allclose(state.velocity, v, rtol=1e-6)
     assert state.mass == 1
 
+    updates, state = step(diffopt.ubu(h, T, friction=gamma, noise=ones))
+    variances = 2 * gamma * h - 3 + 4 * c - c**2, 1 - c**2
+    both = (1 - c) ** 2
+    along = both / np.sqrt(variances[1])
+    drawn = np.sqrt(T) * (along + np.sqrt(variances[0] - along**2)) / gamma
+    np.testing.assert_allclose(updates, (1 - c) / gamma * kicked + drawn, rtol=1e-6)
+    np.testing.assert_allclose(state.velocity, c * kicked + np.sqrt((1 - c**2) * T), rtol=1e-6)
+    assert state.mass == 1
+
     alpha = jnp.float32(0.4)
     updates, state = step(diffopt.sgnht(eta, T, momentum=m, noise=ones), friction=alpha)
     v = (1 - alpha) * v0 - eta * g + np.sqrt(2 * (1 - m) * eta * T)
@@ -107,3 +126,11 @@ def test_the_thermostat_starts_at_one_minus_momentum_and_stops_at_one():
     assert state.friction == 1
     _, state, _ = run(tx, jnp.zeros(1000), lambda p: p, 500)
     assert 0.1 < state.friction < 0.4
+
+
+def test_the_noise_of_ubu_loses_no_digits():
+    """(x - tanh x)/x², whose terms cancel to the third order."""
+    x = np.geomspace(1e-7, 50, 400)
+    with np.errstate(all="ignore"):
+        exact = np.where(x < 3e-3, x / 3 * (1 - 0.4 * x**2), (x - np.tanh(x)) / x**2)
+    np.testing.assert_allclose(_spread(jnp.float32(x)), exact, rtol=1e-5)

@@ -36,7 +36,7 @@ def keeper(folder: Path | None) -> Keep:
             return memory[digest]
         file = folder / f"{digest}.json" if folder else None
         if file and file.exists():
-            result = json.loads(file.read_text())["result"]
+            result = json.loads(file.read_text("utf-8"))["result"]
         else:
             result = compute()
             if file:
