@@ -247,7 +247,7 @@ def ubu(
     The diffusion dθ = v dt, dv = -∇L dt - γv dt + √(2γT) dW is split into two parts: a kick by
     the gradient (B), and all the rest (U), a free particle in a heat bath, which has an exact
     solution too: θ and v move together, driven by one Brownian path. In steps of length h, with
-    c = exp(-γh), x = γh/2 and two independent ξ, ζ ~ N(0, I)::
+    c = exp(-γh), x = γh/2 and two independent ξ, ζ ~ N(0, I):
 
         v ← v - h ∇L(θ)                                                                     B
         θ ← θ + h ((1 - c)/(2x) (v + √(T tanh x) ξ) + √(T (x - tanh x))/x ζ)                U and
@@ -295,7 +295,7 @@ def ubu(
         NaN or infinite; `noise` is an unknown name.
       TypeError: an argument is of the wrong type; at `init`, a parameter is not floating-point.
 
-    Example:
+    Examples:
       >>> import diffopt, jax, jax.numpy as jnp, optax
       >>> tx = diffopt.ubu(0.5, temperature=0.5)
       >>> @jax.jit
@@ -310,9 +310,9 @@ def ubu(
       True
 
     References:
-      Sanz-Serna & Zygalakis, `Wasserstein distance estimates for the distributions of numerical
-      approximations to ergodic stochastic differential equations
-      <https://arxiv.org/abs/2104.12384>`_, JMLR 2021.
+      Sanz-Serna & Zygalakis, [Wasserstein distance estimates for the distributions of numerical
+      approximations to ergodic stochastic differential
+      equations](https://arxiv.org/abs/2104.12384), JMLR 2021.
     """
     check_scalar("step_size", step_size, positive=True)
     check_scalar("temperature", temperature)
