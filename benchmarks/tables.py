@@ -271,6 +271,22 @@ def llc_training() -> str:
     return markdown(head, rows) + below
 
 
+def mixture() -> str:
+    """Modes of 25 Gaussians that chains find, and how evenly they weigh them."""
+    found = load("mixture.json")
+    rows = (
+        [
+            name, f"{min(modes)} to {max(modes)}" if min(modes) < max(modes) else f"{modes[0]}",
+            f"{found['distances'][name]:.3f}",
+        ]
+        for name, modes in found["modes"].items()
+    )  # fmt: skip
+    head = ["", "modes found by a chain, of 25", "distance of the weights from even ones"]
+    return markdown(head, rows) + origin(
+        "mixture.json", found["machine"], "python -m benchmarks.mixture"
+    )
+
+
 HEADLINES = {
     "en": (
         "what for",
@@ -333,6 +349,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "claims": claims,
     **{f"claim_{claim}": partial(settings, claim) for claim in panel.TITLES},
     "llc_training": llc_training,
+    "mixture": mixture,
     "noise_map": noise_on_cifar10,
     "step_cost": lambda: step_cost("step_cost.json", "resnet18"),
     "step_cost_py313": lambda: step_cost("step_cost_py313.json", "resnet18"),

@@ -126,6 +126,10 @@ def logging(names):
 def annealing(names):
     assert np.median(names["annealed"].losses) < 0.25 * names["descended"].losses.min()
     assert names["samples"].draws.shape == (1, 200, 3)
+    x = np.linspace(-3, 3, 10_001)
+    density = np.exp(-names["uneven"](x) / 0.08)
+    exact = density[x < 0].sum() / density.sum()
+    assert abs((names["cold"] < 0).mean() - exact) < 0.05
 
 
 def diagnostics(names):
