@@ -1,6 +1,7 @@
 """diffopt: train and sample neural networks with diffusions, as Optax gradient transformations."""
 
 from .chains import split_keys as split_keys
+from .clash import warn_of_another_diffopt as _warn_of_another_diffopt
 from .cyclical import cyclical_schedule as cyclical_schedule
 from .cyclical import sampling_stage as sampling_stage
 from .diagnostics import NoiseTemperature as NoiseTemperature
@@ -50,3 +51,5 @@ from .underdamped import sgnht as sgnht
 from .underdamped import ubu as ubu
 
 __version__ = "0.1.0"
+
+_warn_of_another_diffopt()

@@ -56,7 +56,7 @@ def configurational_temperature(params: Any, grads: Any) -> Temperature:
     Raises:
       TypeError: a parameter is not floating-point.
 
-    Example:
+    Examples:
       >>> import diffopt, jax, jax.numpy as jnp
       >>> params = {"w": 2 * jax.random.normal(jax.random.key(0), (10_000,))}
       >>> grads = jax.grad(lambda p: jnp.sum(p["w"] ** 2) / 2)(params)
@@ -65,8 +65,8 @@ def configurational_temperature(params: Any, grads: Any) -> Temperature:
       (True, ['w'])
 
     References:
-      Wenzel et al., `How Good is the Bayes Posterior in Deep Neural Networks Really?
-      <https://arxiv.org/abs/2002.02405>`_, ICML 2020.
+      Wenzel et al., [How Good is the Bayes Posterior in Deep Neural Networks
+      Really?](https://arxiv.org/abs/2002.02405), ICML 2020.
     """
     check_inexact(params)
     return Temperature(mean_product(params, grads), jax.tree.map(mean_product, params, grads))
@@ -105,7 +105,7 @@ def kinetic_temperature(opt_state: Any) -> Temperature:
     Raises:
       ValueError: no state in `opt_state` has velocities, or several have; its mass is no scalar.
 
-    Example:
+    Examples:
       >>> import diffopt, jax.numpy as jnp, optax
       >>> tx = optax.chain(optax.clip_by_global_norm(1.0), diffopt.baoab(0.1, 0.5, friction=100.0))
       >>> params = {"w": jnp.zeros(10_000)}
@@ -114,8 +114,8 @@ def kinetic_temperature(opt_state: Any) -> Temperature:
       True
 
     References:
-      Wenzel et al., `How Good is the Bayes Posterior in Deep Neural Networks Really?
-      <https://arxiv.org/abs/2002.02405>`_, ICML 2020.
+      Wenzel et al., [How Good is the Bayes Posterior in Deep Neural Networks
+      Really?](https://arxiv.org/abs/2002.02405), ICML 2020.
     """
     has_velocity = lambda x: hasattr(x, "velocity") and hasattr(x, "mass")
     leaves = jax.tree.leaves(opt_state, is_leaf=has_velocity)
@@ -206,7 +206,7 @@ def gradient_noise_temperature(
         have no leaves, leading axes that differ, or fewer than 4 minibatches.
       TypeError: an argument is of the wrong type; a gradient is not floating-point.
 
-    Example:
+    Examples:
       Linear regression, minibatches of 10, a posterior temperature of 1/N.
 
       >>> import diffopt, jax, jax.numpy as jnp
@@ -222,10 +222,10 @@ def gradient_noise_temperature(
       1 T, 1 T
 
     References:
-      Mandt, Hoffman & Blei, `Stochastic Gradient Descent as Approximate Bayesian Inference
-      <https://arxiv.org/abs/1704.04289>`_, JMLR 2017.
-      Ding et al., `Bayesian Sampling Using Stochastic Gradient Thermostats
-      <https://papers.nips.cc/paper/5592-bayesian-sampling-using-stochastic-gradient-thermostats>`_,
+      Mandt, Hoffman & Blei, [Stochastic Gradient Descent as Approximate Bayesian
+      Inference](https://arxiv.org/abs/1704.04289), JMLR 2017.
+      Ding et al., [Bayesian Sampling Using Stochastic Gradient Thermostats](
+      https://papers.nips.cc/paper/5592-bayesian-sampling-using-stochastic-gradient-thermostats),
       NeurIPS 2014.
     """
     check_number("learning_rate", learning_rate, positive=True)

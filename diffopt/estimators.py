@@ -62,13 +62,13 @@ def control_variate(
 ) -> GradientEstimator:
     r"""Gradients of minibatches less what the same batch errs by at a fixed center.
 
-    With ∇L_B the mean gradient of a batch B and ∇L that of all N examples, the gradient at θ is ::
+    With ∇L_B the mean gradient of a batch B and ∇L that of all N examples, the gradient at θ is
 
         ∇L_B(θ) - ∇L_B(c) + ∇L(c)
 
     It is unbiased for any center c, as the mean of ∇L_B(c) over batches is ∇L(c). Its noise comes
     from θ - c alone: for a batch of n examples, each in it once, its covariance is, to first order
-    in θ - c with H_i the Hessian of example i, ::
+    in θ - c with H_i the Hessian of example i,
 
         (N - n) / (n (N - 1)) Cov_i[H_i (θ - c)],    of a plain batch that of ∇l_i(θ) in place
 
@@ -96,7 +96,7 @@ def control_variate(
       TypeError: `grad` is no function, or gives another tree than `center`; at `init`, `center` is
         no tree like the parameters.
 
-    Example:
+    Examples:
       With `sample`, as `grad`:
 
       >>> import diffopt, jax, jax.numpy as jnp, optax
@@ -122,8 +122,8 @@ def control_variate(
       ...     params = optax.apply_updates(params, updates)
 
     References:
-      Baker, Fearnhead, Fox & Nemeth, `Control Variates for Stochastic Gradient MCMC
-      <https://arxiv.org/abs/1706.05439>`_, Statistics and Computing 2019.
+      Baker, Fearnhead, Fox & Nemeth, [Control Variates for Stochastic Gradient
+      MCMC](https://arxiv.org/abs/1706.05439), Statistics and Computing 2019.
     """
     _check("control_variate", grad, data, batch_size)
     data, center = jax.tree.map(jnp.asarray, (data, center))
@@ -145,7 +145,7 @@ def svrg(
 ) -> GradientEstimator:
     r"""Gradients of minibatches less what the same batch errs by at a center that follows.
 
-    As `control_variate`, ::
+    As `control_variate`,
 
         ∇L_B(θ) - ∇L_B(c) + ∇L(c)
 
@@ -175,7 +175,7 @@ def svrg(
       TypeError: `grad` is no function, or, at `init`, gives another tree than the parameters;
         `every` is no int.
 
-    Example:
+    Examples:
       >>> import diffopt, jax, jax.numpy as jnp
       >>> x = jax.random.normal(jax.random.key(0), (1000, 3))
       >>> y = x @ jnp.array([1.0, 2.0, 3.0]) + jax.random.normal(jax.random.key(1), (1000,))
@@ -190,8 +190,8 @@ def svrg(
       True
 
     References:
-      Dubey, Reddi, Póczos, Smola, Xing & Williamson, `Variance Reduction in Stochastic Gradient
-      Langevin Dynamics <https://papers.nips.cc/paper/6293>`_, NeurIPS 2016, algorithm 2.
+      Dubey, Reddi, Póczos, Smola, Xing & Williamson, [Variance Reduction in Stochastic Gradient
+      Langevin Dynamics](https://papers.nips.cc/paper/6293), NeurIPS 2016, algorithm 2.
     """
     check_int("every", every, least=1)
     _check("svrg", grad, data, batch_size)

@@ -115,7 +115,7 @@ def find_step_size(
         not settle in so many steps, or gradients are too noisy at any size.
       TypeError: as `sample`.
 
-    Example:
+    Examples:
       >>> import diffopt, jax.numpy as jnp
       >>> curvature = jnp.array([10.0] * 99 + [100.0])
       >>> loss = lambda p: jnp.sum(curvature * p**2) / 2
