@@ -132,7 +132,8 @@ def control_variate(
 
     def init(center: Any, gradient: Any, params: Any) -> ControlVariateState:
         check_like("center", center, params)
-        return ControlVariateState(cast_like(center, params), gradient)
+        state = ControlVariateState(cast_like(center, params), gradient)
+        return jax.tree.map(jnp.copy, state)  # a loop may donate it
 
     def update(params: Any, batch: Any, state: ControlVariateState) -> tuple[Any, Any]:
         return _corrected(grad, params, batch, state.center, state.gradient), state
@@ -201,7 +202,7 @@ def svrg(
         gradient = full(params, data)
         check_like("the result of grad", gradient, params)
         state = SVRGState(jnp.zeros([], jnp.int32), params, gradient)
-        return cast_like(state, state)
+        return jax.tree.map(jnp.copy, cast_like(state, state))  # a loop may donate it
 
     def renewed(due: Any, data: Any, params: Any, center: Any, gradient: Any) -> Any:
         old = center, gradient

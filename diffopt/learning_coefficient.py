@@ -101,8 +101,8 @@ def local_learning_coefficient(
 
     Warns:
       UserWarning: a chain was not finite: which, and at which step; the mean leaves it out. Or λ̂ is
-        above d/2 by more than a tenth and four standard errors, or the halves of the steps after
-        `burn_in` differ by more than a tenth of it and five.
+        above d/2, or the halves of the steps after `burn_in` differ, by more than a tenth and five
+        standard errors of at least 8 chains.
 
     Raises:
       ValueError: a number is out of its range; `data` have no common leading axis, or are None
@@ -129,11 +129,11 @@ def local_learning_coefficient(
     check_key(key)
     check_hashable(loss=loss, sampler=sampler)
     check_number("step_size", step_size, positive=True)
-    check_sampler(sampler, step_size, 1.0)
     check_number("localization", localization)
     if temperature is None:
         temperature = _watanabe_temperature(data)
     check_number("temperature", temperature, positive=True)
+    check_sampler("sampler(step_size, temperature)", lambda: sampler(step_size, temperature))
     tx = _localized(sampler, float(step_size), float(temperature), float(localization))
     losses = _run(
         loss, tx, params, data, num_steps=num_steps, burn_in=burn_in, num_chains=num_chains,
@@ -151,15 +151,16 @@ def _warn_of_doubt(estimate: Estimate, excess: np.ndarray, params: Any) -> None:
         p.size * (1 + jnp.iscomplexobj(p)) for p in map(jnp.asarray, jax.tree.leaves(params))
     )
     mean, error = float(estimate.mean), float(estimate.standard_error)
-    if mean - 4 * error > 1.1 * most / 2:
+    halves = np.array_split(excess[np.isfinite(excess).all(1)], 2, axis=1)
+    if excess.shape[1] < 2 or len(halves[0]) < 8:
+        return  # too few to tell
+    if mean - 5 * error > 1.1 * most / 2:
         warnings.warn(
-            f"λ̂ = {mean:.3g} ± {error:.2g} is above d/2 = {most / 2:g}, which no minimum has: the"
-            " step_size is too long, the batches too small, or params are no minimum",
+            f"λ̂ = {mean:.3g} ± {error:.2g} is above d/2 = {most / 2:g}, which no λ is: the"
+            " step_size is too long, the batches are too small, the temperature is too high, or"
+            " params are no minimum",
             stacklevel=3,
         )
-    halves = np.array_split(excess[np.isfinite(excess).all(1)], 2, axis=1)
-    if excess.shape[1] < 2 or len(halves[0]) < 4:
-        return
     one, two = (half.mean(1) for half in halves)
     drift, spread = float((two - one).mean()), float((two - one).std(ddof=1)) / math.sqrt(len(one))
     if abs(drift) > max(5 * spread, 0.1 * abs(mean)):
@@ -246,8 +247,10 @@ def wbic(
     check_key(key)
     check_hashable(loss=loss, sampler=sampler, log_prior=log_prior)
     check_number("step_size", step_size, positive=True)
-    check_sampler(sampler, step_size, 1.0)
     temperature = _watanabe_temperature(data)
+    check_sampler("sampler(step_size, temperature)", lambda: sampler(step_size, temperature))
+    if not callable(log_prior):
+        raise TypeError(f"log_prior must be a function, got {log_prior!r}")
     prior = jax.eval_shape(log_prior, params)
     if getattr(prior, "shape", None) != () or not jnp.issubdtype(prior.dtype, jnp.floating):
         raise TypeError(f"log_prior must give a real scalar, got {prior}")

@@ -433,8 +433,8 @@ def to_arviz(samples: Samples) -> Any:
     Raises:
       ImportError: ArviZ is not installed.
       TypeError: `samples` are not `Samples`.
-      ValueError: every chain diverged, two leaves have one name, or one is called `chain` or
-        `draw`.
+      ValueError: every chain diverged, two leaves have one name, or one that an axis has,
+        as `chain` and `draw`.
 
     Examples:
       >>> import diffopt, jax.numpy as jnp
@@ -456,14 +456,19 @@ def to_arviz(samples: Samples) -> Any:
         _warn_left_out(chain, f"was not finite at step {diverged[tuple(chain)]}")
     if (diverged >= 0).all():
         raise ValueError("no samples: every chain diverged")
-    host = lambda x: np.asarray(x)[diverged < 0]
+
+    def host(x: Any) -> np.ndarray:
+        x = np.asarray(x)[diverged < 0]
+        return x.astype(np.float32) if x.dtype.itemsize == 2 and x.dtype.kind not in "iu" else x
+
     leaves = jax.tree_util.tree_leaves_with_path(samples.draws)
     posterior = {
         jax.tree_util.keystr(path, simple=True, separator=".") or "params": host(leaf)
         for path, leaf in leaves
     }
-    if {"chain", "draw"} & set(posterior):
-        raise ValueError(f"ArviZ has axes called chain and draw: rename these of {list(posterior)}")
+    axes = {f"{name}_dim_{i}" for name, leaf in posterior.items() for i in range(leaf.ndim - 2)}
+    if taken := ({"chain", "draw"} | axes) & set(posterior):
+        raise ValueError(f"ArviZ has axes called {sorted(taken)}: rename these leaves of draws")
     if len(posterior) < len(leaves):
         raise ValueError(f"several leaves of draws have one name, of {sorted(posterior)}")
     stats = {"loss": host(samples.losses)}

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from .keys import check_key, derive_key
+from .sampling import check_sampler, traced
 from .scalars import check_int
 from .trees import cast_like, check_inexact
 
@@ -62,7 +63,8 @@ def replica_exchange(
     two numbers between devices. So `params[i]` is one chain for ever, at `state.rung[i]` on the
     ladder, and the samples at `temperatures[r]` are `params[jnp.argsort(state.rung)[r]]`, for
     params and state of one update. Velocities (a field `velocity` of the sampler's state) change by
-    the square root of the temperatures' ratio. Those of `sghmc`, `baoab` and `ubu` stand half a
+    the square root of the temperatures' ratio, and the friction of `sgnht` stays at its rung, whose
+    noise it has found. Velocities of `sghmc`, `baoab` and `ubu` stand half a
     kick behind the positions, which a swap gets wrong by O(h): with a swap tried at each step of
     h = 0.3 `baoab`'s variances in a double well were off by up to 2 %, with one in ten by none
     that was seen. `sgld` may swap at each step.
@@ -82,7 +84,8 @@ def replica_exchange(
     Args:
       sampler: `sampler(temperature, key=key)` makes the transformation of one chain, for a traced
         temperature: `functools.partial(diffopt.sgld, 0.01)`.
-      temperatures: the ladder, two or more, positive and increasing, in units of the loss.
+      temperatures: the ladder, two or more, positive and increasing, in units of the loss. A traced
+        one is taken as it is.
       every: swaps are tried at the first step, and then once in so many.
       key: an int or a PRNG key, from which those of the chains are derived.
 
@@ -91,13 +94,14 @@ def replica_exchange(
       that lead with the chain axis, as long as the ladder. `update` needs `value`, the losses at
       these params, `[chain]`, and takes `covariance`, that of their noise, `[chain, chain]`: of the
       losses ℓ `[chain, example]` of one batch for all, `jnp.cov(ℓ) / batch_size`. By default they
-      are exact. A chain whose loss is NaN swaps with none, and one at +inf leaves for the hot.
+      are exact (another extra argument, a misspelt one too, is ignored). A chain whose loss is NaN
+      swaps with none, and one at +inf leaves for the hot.
 
     Raises:
       ValueError: `temperatures` are fewer than two, not positive and finite, or not increasing;
         `every` is less than 1; params, gradients, `value` or `covariance` are of another shape.
       TypeError: an argument is of the wrong type, `value` is missing; at `init`, a parameter is not
-        floating-point.
+        floating-point, or the sampler keeps hyperparameters in its state.
 
     Examples:
       Two wells that no chain at T = 0.08 leaves by itself.
@@ -127,12 +131,15 @@ def replica_exchange(
       Dewing, [The penalty method for random walks with uncertain
       energies](https://arxiv.org/abs/physics/9812035), Journal of Chemical Physics 1999.
     """
-    if not callable(sampler):
-        raise TypeError(f"sampler must be a function of a temperature, got {sampler!r}")
     ladder = _check_ladder(temperatures)
     check_int("every", every, least=1)
+    if every >= 2**30:
+        raise ValueError(f"every must be < 2³⁰, got {every}")
     check_key(key)
     size = len(ladder)
+    T, seed = jax.eval_shape(lambda: (jnp.asarray(ladder)[0], jax.random.key(0)))
+    one = lambda T, key: sampler(T, key=key)
+    check_sampler("sampler(temperature, key=key)", lambda: traced(one, T, seed))
 
     def make(temperature: jax.Array, key: Any) -> optax.GradientTransformationExtraArgs:
         return optax.with_extra_args_support(sampler(temperature, key=key))
@@ -143,9 +150,19 @@ def replica_exchange(
         own, other = jax.random.split(derive_key(key, "replica exchange"))
         start = lambda T, key, p: make(T, key).init(p)
         states = jax.vmap(start)(jnp.asarray(ladder), jax.random.split(other, size), params)
-        zeros = jnp.zeros(size - 1, jnp.int32)
+        holds = lambda x: hasattr(x, "hyperparams")
+        if any(map(holds, jax.tree.leaves(states, is_leaf=holds))):
+            raise TypeError(
+                "sampler keeps hyperparameters in its state, as optax.inject_hyperparams does,"
+                " where no swap reaches them: let it take the temperature as it comes"
+            )
         return ReplicaState(
-            own, jnp.arange(size, dtype=jnp.int32), jnp.zeros([], jnp.int32), zeros, zeros, states
+            own,
+            jnp.arange(size, dtype=jnp.int32),
+            jnp.zeros([], jnp.int32),
+            jnp.zeros(size - 1, jnp.int32),
+            jnp.zeros(size - 1, jnp.int32),
+            states,
         )
 
     def update_fn(
@@ -161,24 +178,19 @@ def replica_exchange(
         _check_leading("updates", updates, size)
         losses = _check_losses(value, size)
         key, subkey = jax.random.split(state.key)
-        chain = jnp.argsort(state.rung)  # at each rung
-
-        at = jnp.asarray(ladder)
-        beta = 1 / at
-        delta = beta[:-1] - beta[1:]
-        gap = losses[chain][:-1] - losses[chain][1:]
-        variance = _variance_of_gaps(covariance, chain)
-        log_ratio = delta * gap - delta**2 * variance / 2
-        pair = jnp.arange(size - 1)
+        chain = jnp.argsort(state.rung).astype(jnp.int32)  # at each rung
+        pair = jnp.arange(size - 1, dtype=jnp.int32)
         tried = (state.phase % every == 0) & (pair % 2 == state.phase // every)
+        log_ratio = _log_ratios(jnp.asarray(ladder), losses[chain], covariance, chain)
         swap = tried & (-jax.random.exponential(subkey, (size - 1,)) < log_ratio)
         one = swap.astype(jnp.int32)
         place = jnp.arange(size, dtype=jnp.int32).at[:-1].add(one).at[1:].add(-one)
         rung = jnp.argsort(chain[place]).astype(jnp.int32)
 
-        T = at[rung]
-        states = _rescale(state.states, jnp.sqrt(T / at[state.rung]))
-        move = lambda T, g, s, p, loss: make(T, 0).update(g, s, p, value=loss)
+        T = jnp.asarray(ladder)[rung]
+        factors = jnp.sqrt(T / jnp.asarray(ladder)[state.rung])
+        states = _exchange(state.states, factors, chain[rung])
+        move = lambda T, g, s, p, loss: make(T, jax.random.key(0)).update(g, s, p, value=loss)
         moves, states = jax.vmap(move)(T, updates, states, params, losses)
         return moves, ReplicaState(
             key,
@@ -226,36 +238,51 @@ def _check_losses(value: Any, size: int) -> jax.Array:
         raise TypeError("update needs value=losses, the loss of each chain")
     if jnp.shape(value) != (size,):
         raise ValueError(
-            f"value must be the losses of the {size} chains, got the shape {jnp.shape(value)}"
+            f"value must be the losses of the {size} chains, got the shape {jnp.shape(value)}:"
+            " write the loop, which sample does not run for a ladder"
         )
     return jnp.asarray(value, float)
 
 
-def _variance_of_gaps(covariance: Any, chain: jax.Array) -> jax.Array | float:
-    """Var(Lᵢ - Lⱼ) for the chains of neighbouring rungs."""
+def _log_ratios(
+    ladder: jax.Array, losses: jax.Array, covariance: Any, chain: jax.Array
+) -> jax.Array:
+    """δ (Lᵢ - Lⱼ) - δ² Var(Lᵢ - Lⱼ)/2 for neighbouring rungs, of losses in the order of rungs."""
+    size = len(ladder)
+    delta = 1 / ladder[:-1] - 1 / ladder[1:]
+    cold, hot = losses[:-1], losses[1:]
+    infinite = jnp.isinf(cold) & (cold == hot)  # these have no difference, and do not swap
+    gap = jnp.where(infinite, -jnp.inf, cold) - jnp.where(infinite, 0, hot)
     if covariance is None:
-        return 0.0
-    size = len(chain)
+        return delta * gap
     if jnp.shape(covariance) != (size, size):
         raise ValueError(
             f"covariance must be that of the {size} losses, of shape ({size}, {size}), got the"
             f" shape {jnp.shape(covariance)}"
         )
-    covariance = jnp.asarray(covariance, float)
-    cold, hot = chain[:-1], chain[1:]
-    return covariance[cold, cold] + covariance[hot, hot] - 2 * covariance[cold, hot]
+    of_rungs = jnp.asarray(covariance, ladder.dtype)[chain][:, chain]
+    own = jnp.diagonal(of_rungs)
+    variance = own[:-1] + own[1:] - jnp.diagonal(of_rungs, 1) - jnp.diagonal(of_rungs, -1)
+    return delta * gap - delta**2 * jnp.maximum(variance, 0) / 2
 
 
-def _rescale(states: Any, factors: jax.Array) -> Any:
-    """`states` with every velocity multiplied by the factor of its chain."""
+def _exchange(states: Any, factors: jax.Array, source: jax.Array) -> Any:
+    """`states` after the swaps: velocities times the factor of their chain, frictions of the rung.
 
-    def rescale(state: Any) -> Any:
+    A thermostat's friction belongs to the temperature it has found it at: chain i takes over that
+    of chain `source[i]`.
+    """
+
+    def exchange(state: Any) -> Any:
         if not hasattr(state, "velocity"):
             return state
         with jax.numpy_dtype_promotion("standard"):  # the cast below is meant
             scaled = jax.tree.map(
                 lambda v: v * factors.reshape(-1, *[1] * (v.ndim - 1)), state.velocity
             )
-        return state._replace(velocity=cast_like(scaled, state.velocity))
+        state = state._replace(velocity=cast_like(scaled, state.velocity))
+        return (
+            state._replace(friction=state.friction[source]) if hasattr(state, "friction") else state
+        )
 
-    return jax.tree.map(rescale, states, is_leaf=lambda x: hasattr(x, "velocity"))
+    return jax.tree.map(exchange, states, is_leaf=lambda x: hasattr(x, "velocity"))

@@ -149,7 +149,7 @@ def sample(
         and again with `opt_state`, which continues bit for bit. What it raises ends the run.
       opt_state: that of the `Samples` to go on from, with their `params`. Nothing is split, and
         `num_chains` and `key` count no more. Bit for bit the chain of one call, on as many
-        devices. Another temperature, step size, batch size or loss may follow.
+        devices. Another temperature, step size, loss or size of batches may follow.
 
     Returns:
       `Samples`. `draws` has all chains; those that were not finite (one that is far too hot may
@@ -261,13 +261,15 @@ def run_chains(
         before = None if opt_state.order is None else len(opt_state.order)
         if before != (None if batch_size is None else num_examples):
             raise ValueError(
-                f"opt_state is of batches of {before} examples, got data of {num_examples} and"
-                f" batch_size={batch_size}: go on with the same"
+                f"opt_state is of a run with {_batches(before)}, got one with"
+                f" {_batches(batch_size and num_examples)}: go on with the same"
             )
     one = jax.tree.map(
         lambda p: jax.ShapeDtypeStruct(jnp.shape(p)[led:], jnp.result_type(p)), params
     )
     check_loss(loss, one, data, batch_size)
+    if grad is not None:
+        _check_grad(grad, one, _like_batch(data, batch_size))
     if opt_state is not None:
         try:
             check_like("opt_state", opt_state.opt_state, jax.eval_shape(jax.vmap(tx.init), params))
@@ -396,6 +398,10 @@ def count_examples(data: Any, batch_size: int | None) -> int | None:
     return length
 
 
+def _batches(number: int | None) -> str:
+    return "no batches" if number is None else f"batches out of {number} examples"
+
+
 def _num_chains(
     params: Any, num_chains: int | None, opt_state: SampleState | None
 ) -> tuple[int, bool]:
@@ -436,17 +442,21 @@ def check_hashable(**functions: Any) -> None:
             ) from None
 
 
-def check_sampler(sampler: Any, step_size: float, temperature: float, **key: int) -> None:
-    """Raise a TypeError unless `sampler` makes a transformation."""
-    call = f"sampler(step_size, temperature{', key=key' if key else ''})"
-    if not callable(sampler):
-        raise TypeError(f"sampler must be a function, called as {call}, got {sampler!r}")
+def check_sampler(call: str, make: Callable[[], Any]) -> None:
+    """Raise a TypeError unless `make`, which is called as `call` says, gives a transformation."""
     try:
-        tx = sampler(step_size, temperature, **key)
+        tx = make()
     except TypeError as error:
         raise TypeError(f"sampler must be called as {call}, as diffopt.sgld is: {error}") from error
     if not (hasattr(tx, "init") and hasattr(tx, "update")):
         raise TypeError(f"{call} must give an Optax transformation, got {tx!r}")
+
+
+def traced(make: Callable[..., Any], *shapes: Any) -> Any:
+    """What `make` gives for traced arguments of these shapes, which need not be arrays."""
+    made = []
+    jax.eval_shape(lambda *args: made.append(make(*args)), *shapes)
+    return made[0]
 
 
 def check_loss(loss: Callable[..., Any], params: Any, data: Any, batch_size: int | None) -> None:
@@ -459,6 +469,20 @@ def check_loss(loss: Callable[..., Any], params: Any, data: Any, batch_size: int
         and jnp.issubdtype(value.dtype, jnp.floating)
     ):
         raise TypeError(f"loss must give a real scalar, got {value}")
+
+
+def _check_grad(grad: Any, params: Any, batch: Any) -> None:
+    """Raise a TypeError unless `grad` gives gradients like `params`, without running it."""
+    try:
+        state = jax.eval_shape(grad.init, params)
+        gradients, after = jax.eval_shape(grad.update, params, batch, state)
+    except Exception as error:  # of whatever is given in its place
+        raise TypeError(
+            "grad must be a GradientEstimator, whose update(params, batch, state) gives"
+            f" (gradients, state): {str(error).strip().splitlines()[0]}"
+        ) from error
+    check_like("the gradients of grad", gradients, params)
+    check_like("the state that grad gives back", after, state)
 
 
 def _like_batch(data: Any, batch_size: int | None) -> Any:
@@ -634,17 +658,15 @@ def next_batch(
         key, subkey = jax.random.split(key)
         return key, jax.random.permutation(subkey, order)
 
-    key, order = jax.lax.cond(
-        state.position == 0, shuffle, lambda *same: same, state.key, state.order
-    )
+    fits = state.position + batch_size <= number
+    position = jnp.where(fits, state.position, 0)
+    key, order = jax.lax.cond(position == 0, shuffle, lambda *same: same, state.key, state.order)
     place_key = jax.random.fold_in(key, 2)  # 0 and 1 are the two that `shuffle` splits off
     first = jax.vmap(
         lambda chain: jax.random.randint(jax.random.fold_in(place_key, chain), (), 0, number)
     )
-    places = first(chains)[:, None] + state.position + jnp.arange(batch_size)
-    position = state.position + batch_size
-    position = jnp.where(position > number - batch_size, 0, position)
-    return state._replace(key=key, order=order, position=position), order[places % number]
+    places = (first(chains)[:, None] + position + jnp.arange(batch_size)) % number
+    return state._replace(key=key, order=order, position=position + batch_size), order[places]
 
 
 def _exact(params: Any, opt_state: Any) -> Any:

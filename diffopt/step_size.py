@@ -20,6 +20,7 @@ from .sampling import (
     check_sampler,
     count_examples,
     next_batch,
+    traced,
 )
 from .scalars import check_int, check_number
 from .trees import check_inexact, mean_product
@@ -136,7 +137,9 @@ def find_step_size(
     if batch_size == num_examples:
         batch_size = None
     check_hashable(sampler=sampler, loss=loss)
-    check_sampler(sampler, 1e-3, temperature, key=0)
+    make = lambda size, key: sampler(size, temperature, key=key)
+    size, seed = jax.ShapeDtypeStruct((), jnp.float32), jax.eval_shape(lambda: jax.random.key(0))
+    check_sampler("sampler(step_size, temperature, key=key)", lambda: traced(make, size, seed))
     check_loss(loss, params, data, batch_size)
     params, data = jax.tree.map(jnp.asarray, (params, data))
     key, axis_key = jax.random.split(derive_key(key, "step size"))
@@ -343,7 +346,7 @@ def _measure(
         value, grads = jax.value_and_grad(loss)(theta, *batch)
         grads = jax.tree.map(jnp.conj, grads)
         seen = see(theta, origin, grads, state)
-        updates, state = make(eta, 0).update(grads, state, theta, value=value)
+        updates, state = make(eta, jax.random.key(0)).update(grads, state, theta, value=value)
         value = jnp.asarray(value, jnp.float32)
         return optax.apply_updates(theta, updates), state, seen, value
 

@@ -131,7 +131,7 @@ def test_plans_are_ints(plan):
         diffopt.collect(3, **plan)
     with pytest.raises(TypeError, match="capacity must be an int"):
         diffopt.collect(3.0)
-    with pytest.raises(TypeError, match="where must be a schedule"):
+    with pytest.raises(TypeError, match="where must be a function"):
         diffopt.collect(3, where=1)
 
 

@@ -331,3 +331,31 @@ def test_eight_devices_share_the_chains():
     env |= {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", DEVICES], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("update", "message"),
+    [
+        (lambda p, batch, s: (p[:1], s), r"the gradients of grad must have the shape \(3,\)"),
+        (lambda p, batch, s: p, "grad must be a GradientEstimator, whose update"),
+        (optax.sgd(0.1).update, "the state that grad gives back must have the structure"),
+    ],
+)
+def test_what_is_no_estimator_is_refused(update, message):
+    loss = lambda p, x: jnp.sum(p**2) + x.mean()
+    grad = diffopt.GradientEstimator(lambda p: (), update)
+    with pytest.raises(TypeError, match=message):
+        diffopt.sample(
+            optax.sgd(0.1), loss, jnp.ones(3), jnp.ones(4), grad=grad, num_steps=2, batch_size=2
+        )
+
+
+def test_a_loop_may_donate_the_state():
+    grad, params, data = jax.grad(lambda p, x: jnp.sum(p * x.mean())), jnp.ones(3), jnp.ones(4)
+    for estimator in (
+        diffopt.control_variate(grad, params, data),
+        diffopt.svrg(grad, data, every=2),
+    ):
+        step = jax.jit(lambda p, s, e=estimator: e.update(p, data, s), donate_argnums=(0, 1))
+        for _ in range(2):
+            step(jnp.copy(params), estimator.init(params))

@@ -149,7 +149,7 @@ def bowl(w):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(step_size=1.9), r"λ̂ = .* is above d/2 = 2, which no minimum has"),
+        (dict(step_size=1.9), r"λ̂ = .* is above d/2 = 2, which no λ is"),
         (
             dict(step_size=0.002, burn_in=0),
             "not at rest after burn_in: λ̂ is .* and .* in the second",

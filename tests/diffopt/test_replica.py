@@ -167,7 +167,7 @@ def test_what_is_no_ladder_is_refused_by_name_and_value():
         diffopt.replica_exchange(sgld, LADDER, every=0)
     with pytest.raises(TypeError, match="key must be"):
         diffopt.replica_exchange(sgld, LADDER, key=0.5)
-    with pytest.raises(TypeError, match="sampler must be a function of a temperature, got Grad"):
+    with pytest.raises(TypeError, match="sampler must be called as sampler.temperature, key=key."):
         diffopt.replica_exchange(diffopt.sgld(0.1, 1.0), LADDER)
 
 
@@ -188,3 +188,46 @@ def test_params_gradients_losses_and_covariances_of_another_shape_are_refused():
     for bad in (0.5, jnp.zeros(4), jnp.zeros((3, 3))):
         with pytest.raises(ValueError, match=r"covariance must be .* of shape \(4, 4\), got"):
             tx.update(g, state, value=g, covariance=bad)
+
+
+def test_temperatures_that_no_swap_would_reach_are_refused():
+    injected = partial(optax.inject_hyperparams(diffopt.sgld), 0.1)
+    with pytest.raises(TypeError, match="keeps hyperparameters in its state"):
+        diffopt.replica_exchange(injected, [1.0, 2.0]).init(jnp.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "message"),
+    [
+        (diffopt.sgld, "sampler must be called as sampler.temperature, key=key."),
+        (lambda T: diffopt.sgld(0.1, T), "sampler must be called as sampler.temperature, key=key."),
+        (lambda T, key: 3, "must give an Optax transformation, got 3"),
+    ],
+)
+def test_what_is_no_sampler(sampler, message):
+    with pytest.raises(TypeError, match=message):
+        diffopt.replica_exchange(sampler, [1.0, 2.0])
+
+
+def test_a_fresh_state_may_be_donated_and_a_sampler_may_fold_its_key():
+    fold = lambda T, key: diffopt.sgld(0.1, T, key=jax.random.fold_in(key, 1))
+    tx, params = diffopt.replica_exchange(fold, [1.0, 2.0, 3.0]), jnp.ones(3)
+    step = jax.jit(lambda s, p: tx.update(p, s, p, value=p)[1], donate_argnums=0)
+    assert step(tx.init(params), params).phase == 1
+
+
+def test_a_negative_variance_is_none_and_two_infinite_losses_do_not_swap():
+    tx, params = diffopt.replica_exchange(partial(diffopt.sgld, 0.1), [1.0, 2.0]), jnp.ones(2)
+    swaps = lambda **kw: tx.update(params, tx.init(params), params, **kw)[1].swaps[0]
+    impossible = jnp.array([[0.0, 1e3], [1e3, 0.0]])
+    assert swaps(value=jnp.array([0.0, 50.0]), covariance=impossible) == 0
+    with jax.debug_nans(True):
+        assert swaps(value=jnp.array([jnp.inf, jnp.inf])) == 0
+
+
+def test_strict_promotion_in_64_bits():
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        sampler = partial(diffopt.baoab, 0.1)
+        tx, params = diffopt.replica_exchange(sampler, [1.0, 2.0, 3.0]), jnp.ones(3, "float32")
+        updates, _ = jax.jit(tx.update)(params, tx.init(params), params, value=params)
+        assert updates.dtype == "float32"

@@ -438,9 +438,11 @@ def test_going_on_with_what_does_not_fit(run):
     go_on = partial(diffopt.sample, SGHMC, loss, num_steps=10, opt_state=samples.opt_state)
     with pytest.raises(ValueError, match="2 chains and opt_state has 4"):
         go_on(jax.tree.map(lambda p: p[:2], samples.params), (X, Y), batch_size=16)
-    with pytest.raises(ValueError, match="batches of 50 examples, got data of 49"):
+    with pytest.raises(
+        ValueError, match="batches out of 50 examples, got one with batches out of 49"
+    ):
         go_on(samples.params, (X[:49], Y[:49]), batch_size=16)
-    with pytest.raises(ValueError, match="batch_size=None"):
+    with pytest.raises(ValueError, match="got one with no batches"):
         go_on(samples.params, (X, Y))
     wider = samples.params | {"w": jnp.zeros((4, 3, 1))}
     with pytest.raises(TypeError, match=r"opt_state.* must have the shape \(4, 3, 1\)"):
@@ -462,7 +464,7 @@ def test_an_epoch_goes_on_with_batches_of_another_size():
     for size, steps in ((4, 2), (8, 1)):
         rest = go_on(num_steps=steps, batch_size=size)
         assert first.losses.sum() + rest.losses.sum() == 2.0**20 - 1
-        assert rest.opt_state.position == 0
+        assert rest.opt_state.position == 20
 
 
 # ArviZ
@@ -482,7 +484,7 @@ def test_arviz_names_and_groups(run):
 
 def test_arviz_has_no_variable_called_like_an_axis(run):
     samples, _ = run
-    with pytest.raises(ValueError, match="axes called chain and draw: rename these of .'chain'"):
+    with pytest.raises(ValueError, match="axes called .'chain'.: rename these leaves"):
         diffopt.to_arviz(samples._replace(draws={"chain": samples.draws["w"]}))
 
 

@@ -91,7 +91,7 @@ def test_bad_input(message, bad):
 @pytest.mark.parametrize(
     ("sampler", "message"),
     [
-        (3, "called as .*key=key.*, got 3"),
+        (3, "called as .*key=key.*'int' object is not callable"),
         (diffopt.langevin, "sampler must be called as .*key=key"),
         (lambda h, T, key: 0.5, "must give an Optax transformation, got 0.5"),
     ],
@@ -173,3 +173,8 @@ def test_a_network_without_a_prior_has_not_settled(network):
             diffopt.sghmc, partial(loss, 1e6), params, batch,
             temperature=T, num_steps=200, num_chains=1,
         )  # fmt: skip
+
+
+def test_a_sampler_may_fold_its_key():
+    sampler = lambda h, T, key: diffopt.sgld(h, T, key=jax.random.fold_in(key, 1))
+    assert find(sampler)[0] > 0

@@ -167,3 +167,34 @@ def test_it_weighs_25_gaussians_right_where_cyclical_sgld_finds_and_misweighs_th
     found = counts(last(diffopt.split_keys(cyclical.init(jnp.zeros(2)), chains)))
     assert (found > 0).all()
     assert chisquare(found, chains * WEIGHTS).pvalue < 1e-20, found
+
+
+@pytest.mark.slow
+def test_a_thermostat_finds_the_noise_at_every_rung():
+    """θ²/2 with gradient noise 2: at every rung the variance is T, whatever the swaps."""
+    ladder, ladders, d, steps = jnp.array([0.1, 0.14, 0.2, 0.28]), 64, 10, 20_000
+    tx = diffopt.replica_exchange(partial(diffopt.sgnht, 0.01), ladder, every=30)
+
+    params = jnp.zeros((ladders, 4, d))
+    state = diffopt.split_keys(tx.init(params[0]), ladders)
+
+    def step(carry, key):
+        params, state = carry
+        grads = params + 2 * jax.random.normal(key, params.shape)
+        losses = (params**2).sum(-1) / 2
+        updates, state = jax.vmap(lambda g, s, p, v: tx.update(g, s, p, value=v))(
+            grads, state, params, losses
+        )
+        params = params + updates
+        order = jnp.argsort(state.rung, axis=1)
+        at_rungs = jnp.take_along_axis(params, order[..., None], 1)
+        return (params, state), (at_rungs**2).mean((0, 2))
+
+    carry = (params, state)
+    _, squares = jax.jit(lambda c, k: jax.lax.scan(step, c, k))(
+        carry, jax.random.split(jax.random.key(1), steps)
+    )
+    blocks = (squares[2_000:].reshape(18, -1, 4).mean(1)) / ladder
+    error = blocks.std(0, ddof=1) / 18**0.5
+    assert jnp.all(error < 0.01)
+    assert jnp.all(abs(blocks.mean(0) - 1) < 4.5 * error), (blocks.mean(0), error)
