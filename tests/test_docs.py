@@ -42,6 +42,7 @@ def run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
     return names
 
 
+@pytest.mark.slow
 def test_the_quickstart_runs(tmp_path, monkeypatch):
     """And with it the README, whose Python it is."""
     assert blocks(README) == blocks(DOCS / "quickstart.md")[:2]

@@ -8,6 +8,7 @@ from benchmarks import mixture
 from tests.benchmarks import helpers
 
 
+@pytest.mark.slow
 def test_it_writes_the_modes_of_each_chain(tmp_path, capsys):
     arguments = ["--steps", 600, "--cycles", 2, "--seeds", 2, "--out", tmp_path]
     assert helpers.status(mixture.main, *arguments) == 0
