@@ -23,7 +23,7 @@ def sampler(name, noise):
     """One that moves the network well within STEPS steps."""
     if name == "psgld":
         return diffopt.psgld(0.05, 1e-3, eps=0.1, noise=noise)
-    return SAMPLERS[name].make(0.1 if name == "baoab" else 0.05, 1e-3, noise=noise)
+    return SAMPLERS[name].make(0.1 if name in ("baoab", "ubu") else 0.05, 1e-3, noise=noise)
 
 
 # A network of one large leaf, whose noise is drawn by itself, and two small ones, drawn together
@@ -160,7 +160,9 @@ def shard_by_shard(name, noise, kind=AxisType.Auto):
     for k, update in updates.items():
         assert update.sharding.is_equivalent_to(params[k].sharding, update.ndim), k
         found, one = np.float32(update), np.float32(expected[k])
-        np.testing.assert_allclose(found, one, rtol=0, atol=1e-6 if name == "sgnht" else 0)
+        # ubu's two increments are added in one instruction or in two, as XLA sees fit
+        atol = {"sgnht": 1e-6, "ubu": 2e-9}.get(name, 0)
+        np.testing.assert_allclose(found, one, rtol=0, atol=atol)
 
 
 def pmap_replicas():
