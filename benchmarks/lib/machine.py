@@ -12,7 +12,7 @@ import jax
 
 PACKAGES = (
     "diffopt", "jax", "jaxlib", "optax", "flax", "numpy", "scikit-learn", "blackjax", "torch",
-    "posteriors",
+    "posteriors", "sgmcmcjax",
 )  # fmt: skip
 
 
