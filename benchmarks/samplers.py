@@ -21,6 +21,7 @@ SGMCMCJax's. SGHMC has a fresh velocity every 10 steps there.
 """
 
 import importlib
+import itertools
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -48,8 +49,13 @@ SAMPLERS: dict[str, Callable[..., Any]] = {
     name: getattr(diffopt, name) for name in ("sgld", "psgld", "sghmc", "baoab", "ubu", "sgnht")
 }
 PEERS = ("sgld", "sghmc", "sgnht")
-COLORS = dict(zip(SAMPLERS, (plots.BLUE, plots.GRAY, plots.ORANGE, plots.RED, plots.VIOLET,
-                             plots.GREEN), strict=True)) | {"replica": "black"}  # fmt: skip
+ERRORS = ("mean", "variance")
+QUICK = ("gaussian", "logistic")
+COLORS = {
+    "sgld": plots.BLUE, "psgld": plots.GRAY, "sghmc": plots.ORANGE, "baoab": plots.RED,
+    "ubu": plots.VIOLET, "sgnht": plots.GREEN, "replica exchange": "black",
+}  # fmt: skip
+STYLES = {"BlackJAX": "--", "SGMCMCJax": ":"}
 
 
 class Way(NamedTuple):
@@ -213,7 +219,7 @@ def _keyed(make: Callable[..., Any], size: float, temperature: float, key: Any) 
 def curve(problem: Problem, way: Way, gradients: int, chains: int) -> dict[str, list[float]]:
     """The errors of one chain at numbers of gradients that double up to `gradients`."""
     key = jax.random.key(1)
-    number = 0 if problem.data is None else len(problem.data[1])
+    number = 0 if problem.data is None else len(jax.tree.leaves(problem.data)[0])
     size = way.batch_size or 1
     epoch = number // size  # steps
     mean, deviation, start = (
@@ -269,7 +275,7 @@ def curve(problem: Problem, way: Way, gradients: int, chains: int) -> dict[str, 
 
 def cell(row: dict[str, Any]) -> str:
     """The errors at the last number of gradients and the step size; a refused one is marked."""
-    errors = (row[kind][-1] for kind in ("mean", "variance") if row[kind])
+    errors = (row[kind][-1] for kind in ERRORS if row[kind])
     shown = ", ".join("diverged" if e is None or not e < 100 else f"{e:.2g}" for e in errors)
     return f"{shown} ({row['step_size']:.2g}{'*' if row['refusal'] else ''})"
 
@@ -282,38 +288,35 @@ def table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     return ["sampler", *problems], [[n, *(cells.get((n, p), "") for p in problems)] for n in names]
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
+def plot(rows: list[dict[str, Any]], references: dict[str, float], path: Path) -> None:
     """Errors of means above and of variances below, a column for each problem."""
-    problems = list(dict.fromkeys(row["problem"] for row in rows))
+    size = (4 * len(references) + 2, 8)
     figure, axes = plt.subplots(
-        2, len(problems), figsize=(4 * len(problems), 8), layout="constrained", squeeze=False
+        2, len(references), figsize=size, layout="constrained", squeeze=False, sharex=True
     )
-    for column, name in zip(axes.T, problems, strict=True):
-        for ax, kind in zip(column, ("mean", "variance"), strict=True):
-            for row in rows:
-                if row["problem"] != name or not row[kind]:
-                    continue
-                sampler = row["sampler"]
-                library, _, rest = sampler.partition(" ")
-                style = {"BlackJAX": "--", "SGMCMCJax": ":"}.get(library, "-")
-                color = COLORS[(rest if style != "-" else library).split(",")[0]]
-                mark = "o" if "control" in sampler else "s" if "svrg" in sampler else None
-                ax.plot(row["gradients"], np.array(row[kind], float), style, color=color,
-                        marker=mark, markersize=4, label=sampler, lw=1.4)  # fmt: skip
-            ax.set(xscale="log", title=f"{name}: {kind}", xlabel="gradients")
-            plots.log_scale(ax)
-            ax.set_ylim(top=min(ax.get_ylim()[1], 20))
-            ax.grid(**plots.GRID)
-    for ax in axes[:, 0]:
-        ax.set_ylabel("error of one chain, worst coordinate")
-    last = axes[1, -1]
-    last.clear()
-    last.axis("off")
-    axes[0, -1].set_title("25 Gaussians: weights")
-    lines = {
-        t: h for ax in figure.axes for h, t in zip(*ax.get_legend_handles_labels(), strict=True)
-    }
-    last.legend(lines.values(), lines.keys(), loc="center", frameon=False)
+    for (kind, name), ax in zip(itertools.product(ERRORS, references), axes.flat, strict=True):
+        shown = [row for row in rows if row["problem"] == name and row[kind]]
+        if not shown:
+            ax.axis("off")
+            continue
+        for row in shown:
+            library, _, own = row["sampler"].partition(" ")
+            own = own if library in STYLES else row["sampler"]
+            ax.plot(
+                row["gradients"], np.array(row[kind], float), label=row["sampler"], lw=1.4,
+                color=COLORS[own.split(",")[0]], ls=STYLES.get(library, "-"),
+                marker="o" if "control" in own else "s" if "svrg" in own else None, markersize=4,
+            )  # fmt: skip
+        if references[name]:
+            ax.axhline(references[name], color=plots.LIGHT, label="error of NUTS' means")
+        title = kind if name != "25 Gaussians" else "weights"
+        ax.set(xscale="log", title=f"{name}: {title}", xlabel="gradients")
+        plots.log_scale(ax)
+        ax.set_ylim(top=min(ax.get_ylim()[1], 10))
+        ax.grid(**plots.GRID)
+    pairs = (zip(*ax.get_legend_handles_labels(), strict=True) for ax in figure.axes)
+    lines = {label: line for line, label in itertools.chain.from_iterable(pairs)}
+    figure.legend(lines.values(), lines.keys(), loc="outside right center", frameon=False)
     plots.save(figure, path, dpi=100)
 
 
@@ -323,8 +326,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.parser("samplers", __doc__)
     parser.add_argument("--quick", action="store_true", help="a thirtieth of the gradients")
     parser.add_argument(
-        "--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS), metavar="NAME",
-        help=f"of {', '.join(PROBLEMS)} (default all; with --quick two are a minute's work)",
+        "--problems", nargs="+", choices=PROBLEMS, default=(), metavar="NAME",
+        help=f"of {', '.join(PROBLEMS)} (default all, with --quick {' and '.join(QUICK)})",
     )  # fmt: skip
     args = parser.parse_args(argv)
     cli.once("--problems", args.problems)
@@ -333,20 +336,15 @@ def main(argv: list[str] | None = None) -> None:
 
     console, rows = Console(), []
     references = {}
-    for name in args.problems:
+    for name in args.problems or (QUICK if args.quick else PROBLEMS):
         with console.status(f"{name}: the reference") as status:
             problem = PROBLEMS[name](args.quick)
             references[problem.name] = problem.reference_error
             for way, size, refusal in ways(problem, steps):
                 status.update(f"{name}: {way.name}")
-                row = {
-                    "problem": problem.name,
-                    "sampler": way.name,
-                    "step_size": size,
-                    "refusal": refusal,
-                }
-                rows.append(row | curve(problem, way, gradients, chains))
-                status.update(f"{name}: {way.name} done")
+                row = {"problem": problem.name, "sampler": way.name, "step_size": size}
+                found = curve(problem, way, gradients, chains)
+                rows.append(row | {"refusal": refusal} | found)
 
     head, body = table(rows)
     shown = Table(*head, title=f"errors at {gradients:,} gradients: mean, variance (step size)")
@@ -364,7 +362,7 @@ def main(argv: list[str] | None = None) -> None:
         "config": config, "machine": about, "reference_errors": references, "rows": rows,
     }  # fmt: skip
     files.write_json(out / "samplers.json", result)
-    plot(rows, out / "samplers_choice.png")
+    plot(rows, references, out / "samplers_choice.png")
     console.print(f"Wrote {out / 'samplers.json'}, {out / 'samplers_choice.png'}")
 
 
