@@ -76,7 +76,7 @@ def logistic_regression() -> Problem:
         p = 1 / (1 + np.exp(-x @ w))
         curvature = (x.T * (p * (1 - p))) @ x
         w -= np.linalg.solve(curvature, x.T @ (p - (sign == 1)))
-    sizes = (3.0, 1.0, 0.3, 0.1, 0.03)
+    sizes = (1.0, 0.3, 0.1, 0.03, 0.01)
     return Problem("logistic", logistic_loss, (x, sign), w, np.linalg.inv(curvature), 100, sizes)
 
 

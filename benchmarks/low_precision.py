@@ -279,7 +279,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--chains", type=whole, default=10_000, help="default %(default)s")
     parser.add_argument("--dataset", default="digits", help="digits (default) or cifar10")
-    parser.add_argument("--data-dir", help="TensorFlow Datasets folder that holds cifar10")
+    parser.add_argument(
+        "--data-dir", help="folder that holds cifar10, of TensorFlow Datasets or parquet"
+    )
     parser.add_argument(
         "--scale", type=cli.positive, default=0.1,
         help="of the learning rates, those of benchmarks.compare being 1 (default %(default)s)",

@@ -247,7 +247,9 @@ def plot_map(records: list[dict[str, Any]], path: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, train what is missing, show the map."""
     parser = cli.parser("noise_map", __doc__)
-    parser.add_argument("--data-dir", help="TensorFlow Datasets folder that holds cifar10")
+    parser.add_argument(
+        "--data-dir", help="folder that holds cifar10, of TensorFlow Datasets or parquet"
+    )
     parser.add_argument("--seeds", type=cli.at_least_one, default=1, help="how many (default 1)")
     parser.add_argument("--part", type=part, default=(1, 1), metavar="I/N", help="default 1/1")
     parser.add_argument("--quick", action="store_true", help="a small map of digits")

@@ -35,7 +35,7 @@ def split_keys(opt_state: Any, num_chains: int) -> Any:
       ValueError: `num_chains` is less than 1.
       TypeError: `num_chains` is no int, or a leaf is no array.
 
-    Example:
+    Examples:
       >>> import diffopt, jax, jax.numpy as jnp, optax
       >>> tx = diffopt.sgld(0.1, temperature=1.0)
       >>> params = jnp.zeros([4, 3])  # 4 chains of 3 parameters

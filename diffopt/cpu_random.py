@@ -49,8 +49,8 @@ ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 def threefry(key: jax.Array, counter: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Threefry-2x32 with 20 rounds of the blocks (0, `counter`), as one elementwise expression.
 
-    Salmon et al., `Parallel random numbers: as easy as 1, 2, 3
-    <https://doi.org/10.1145/2063384.2063405>`_, SC 2011.
+    Salmon et al., [Parallel random numbers: as easy as 1, 2,
+    3](https://doi.org/10.1145/2063384.2063405), SC 2011.
     """
     k0, k1 = jax.random.key_data(key)
     ks = (k0, k1, k0 ^ k1 ^ np.uint32(0x1BD11BDA))

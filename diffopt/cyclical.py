@@ -42,15 +42,15 @@ def cyclical_schedule(peak: float | jax.Array, cycle_length: int) -> Schedule:
       ValueError: `peak` is not positive and finite, or `cycle_length` is below 1.
       TypeError: an argument is of the wrong type.
 
-    Example:
+    Examples:
       >>> import diffopt
       >>> schedule = diffopt.cyclical_schedule(0.1, cycle_length=4)
       >>> [round(float(schedule(t)), 3) for t in range(6)]
       [0.1, 0.085, 0.05, 0.015, 0.1, 0.085]
 
     References:
-      Zhang et al., `Cyclical Stochastic Gradient MCMC for Bayesian Deep Learning
-      <https://arxiv.org/abs/1902.03932>`_, ICLR 2020.
+      Zhang et al., [Cyclical Stochastic Gradient MCMC for Bayesian Deep
+      Learning](https://arxiv.org/abs/1902.03932), ICLR 2020.
     """
     check_number("peak", peak, positive=True)
     length = check_int("cycle_length", cycle_length, least=1)
@@ -76,15 +76,15 @@ def sampling_stage(cycle_length: int, explore: float) -> Schedule:
         of a cycle samples.
       TypeError: an argument is of the wrong type.
 
-    Example:
+    Examples:
       >>> import diffopt
       >>> stage = diffopt.sampling_stage(cycle_length=4, explore=0.5)
       >>> [float(stage(t)) for t in range(6)]
       [0.0, 0.0, 1.0, 1.0, 0.0, 0.0]
 
     References:
-      Zhang et al., `Cyclical Stochastic Gradient MCMC for Bayesian Deep Learning
-      <https://arxiv.org/abs/1902.03932>`_, ICLR 2020.
+      Zhang et al., [Cyclical Stochastic Gradient MCMC for Bayesian Deep
+      Learning](https://arxiv.org/abs/1902.03932), ICLR 2020.
     """
     length = check_int("cycle_length", cycle_length, least=1)
     check_number("explore", explore, below=1)

@@ -56,7 +56,7 @@ def configurational_temperature(params: Any, grads: Any) -> Temperature:
     Raises:
       TypeError: a parameter is not floating-point.
 
-    Example:
+    Examples:
       >>> import diffopt, jax, jax.numpy as jnp
       >>> params = {"w": 2 * jax.random.normal(jax.random.key(0), (10_000,))}
       >>> grads = jax.grad(lambda p: jnp.sum(p["w"] ** 2) / 2)(params)
@@ -65,8 +65,8 @@ def configurational_temperature(params: Any, grads: Any) -> Temperature:
       (True, ['w'])
 
     References:
-      Wenzel et al., `How Good is the Bayes Posterior in Deep Neural Networks Really?
-      <https://arxiv.org/abs/2002.02405>`_, ICML 2020.
+      Wenzel et al., [How Good is the Bayes Posterior in Deep Neural Networks
+      Really?](https://arxiv.org/abs/2002.02405), ICML 2020.
     """
     check_inexact(params)
     return Temperature(mean_product(params, grads), jax.tree.map(mean_product, params, grads))
@@ -105,7 +105,7 @@ def kinetic_temperature(opt_state: Any) -> Temperature:
     Raises:
       ValueError: no state in `opt_state` has velocities, or several have; its mass is no scalar.
 
-    Example:
+    Examples:
       >>> import diffopt, jax.numpy as jnp, optax
       >>> tx = optax.chain(optax.clip_by_global_norm(1.0), diffopt.baoab(0.1, 0.5, friction=100.0))
       >>> params = {"w": jnp.zeros(10_000)}
@@ -114,8 +114,8 @@ def kinetic_temperature(opt_state: Any) -> Temperature:
       True
 
     References:
-      Wenzel et al., `How Good is the Bayes Posterior in Deep Neural Networks Really?
-      <https://arxiv.org/abs/2002.02405>`_, ICML 2020.
+      Wenzel et al., [How Good is the Bayes Posterior in Deep Neural Networks
+      Really?](https://arxiv.org/abs/2002.02405), ICML 2020.
     """
     has_velocity = lambda x: hasattr(x, "velocity") and hasattr(x, "mass")
     leaves = jax.tree.leaves(opt_state, is_leaf=has_velocity)
@@ -206,7 +206,7 @@ def gradient_noise_temperature(
         have no leaves, leading axes that differ, or fewer than 4 minibatches.
       TypeError: an argument is of the wrong type; a gradient is not floating-point.
 
-    Example:
+    Examples:
       Linear regression, minibatches of 10, a posterior temperature of 1/N.
 
       >>> import diffopt, jax, jax.numpy as jnp
@@ -222,10 +222,10 @@ def gradient_noise_temperature(
       1 T, 1 T
 
     References:
-      Mandt, Hoffman & Blei, `Stochastic Gradient Descent as Approximate Bayesian Inference
-      <https://arxiv.org/abs/1704.04289>`_, JMLR 2017.
-      Ding et al., `Bayesian Sampling Using Stochastic Gradient Thermostats
-      <https://papers.nips.cc/paper/5592-bayesian-sampling-using-stochastic-gradient-thermostats>`_,
+      Mandt, Hoffman & Blei, [Stochastic Gradient Descent as Approximate Bayesian
+      Inference](https://arxiv.org/abs/1704.04289), JMLR 2017.
+      Ding et al., [Bayesian Sampling Using Stochastic Gradient Thermostats](
+      https://papers.nips.cc/paper/5592-bayesian-sampling-using-stochastic-gradient-thermostats),
       NeurIPS 2014.
     """
     check_number("learning_rate", learning_rate, positive=True)
@@ -240,16 +240,17 @@ def gradient_noise_temperature(
         heat = lambda variance: (scale * variance).astype(jnp.float32)
         noise = jax.tree.map(_deviations, grads)
         per_element = lambda x: heat(mean_product(x, x) * B / (B - 1))
-        stiffest, curvature = None, None
+        along_stiffest, curvature = None, None
         if hvp is not None:
-            direction, curvature = _stiffest(hvp, jax.tree.map(lambda g: g[0], grads))
+            like = jax.tree.map(lambda g: g[0], grads)
+            direction, curvature = stiffest(hvp, like, jax.random.key(0), products=100)
             along = jax.vmap(lambda g: _dot(g, direction))(noise)
-            stiffest = heat(jnp.var(along, ddof=1))
+            along_stiffest = heat(jnp.var(along, ddof=1))
         return NoiseTemperature(
             overall=per_element(noise),
             per_leaf=jax.tree.map(per_element, noise),
             noisiest=heat(_noisiest(noise, B)),
-            stiffest=stiffest,
+            stiffest=along_stiffest,
             curvature=curvature,
         )
 
@@ -288,14 +289,19 @@ def _noisiest(noise: Any, B: int) -> jax.Array:
     return (measured(even, odd) + measured(odd, even)) / 2
 
 
-def _stiffest(hvp: Callable[[Any], Any], like: Any) -> tuple[Any, jax.Array]:
-    """The unit vector of the largest curvature in size, and that curvature."""
+def stiffest(
+    hvp: Callable[[Any], Any], like: Any, key: jax.Array, products: int
+) -> tuple[Any, jax.Array]:
+    """The unit vector of the largest curvature in size, and that curvature, by power iterations.
+
+    Where the Hessian is 0 the vector is too.
+    """
 
     def unit(tree: Any) -> Any:
         norm = jnp.sqrt(_dot(tree, tree))
         norm = jnp.where(norm > 0, norm, 1)
         return jax.tree.map(lambda x, y: (x / norm).astype(jnp.result_type(y)), tree, like)
 
-    start = unit(increments(jax.random.key(0), like, "gaussian"))
-    direction = jax.lax.fori_loop(0, 100, lambda _, v: unit(hvp(v)), start)
+    start = unit(increments(key, like, "gaussian"))
+    direction = jax.lax.fori_loop(0, products, lambda _, v: unit(hvp(v)), start)
     return direction, _dot(direction, hvp(direction))

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_batching import custom_vmap
 from jax.tree_util import Partial
 
@@ -61,13 +62,13 @@ def control_variate(
 ) -> GradientEstimator:
     r"""Gradients of minibatches less what the same batch errs by at a fixed center.
 
-    With ∇L_B the mean gradient of a batch B and ∇L that of all N examples, the gradient at θ is ::
+    With ∇L_B the mean gradient of a batch B and ∇L that of all N examples, the gradient at θ is
 
         ∇L_B(θ) - ∇L_B(c) + ∇L(c)
 
     It is unbiased for any center c, as the mean of ∇L_B(c) over batches is ∇L(c). Its noise comes
     from θ - c alone: for a batch of n examples, each in it once, its covariance is, to first order
-    in θ - c with H_i the Hessian of example i, ::
+    in θ - c with H_i the Hessian of example i,
 
         (N - n) / (n (N - 1)) Cov_i[H_i (θ - c)],    of a plain batch that of ∇l_i(θ) in place
 
@@ -95,7 +96,7 @@ def control_variate(
       TypeError: `grad` is no function, or gives another tree than `center`; at `init`, `center` is
         no tree like the parameters.
 
-    Example:
+    Examples:
       With `sample`, as `grad`:
 
       >>> import diffopt, jax, jax.numpy as jnp, optax
@@ -121,8 +122,8 @@ def control_variate(
       ...     params = optax.apply_updates(params, updates)
 
     References:
-      Baker, Fearnhead, Fox & Nemeth, `Control Variates for Stochastic Gradient MCMC
-      <https://arxiv.org/abs/1706.05439>`_, Statistics and Computing 2019.
+      Baker, Fearnhead, Fox & Nemeth, [Control Variates for Stochastic Gradient
+      MCMC](https://arxiv.org/abs/1706.05439), Statistics and Computing 2019.
     """
     _check("control_variate", grad, data, batch_size)
     data, center = jax.tree.map(jnp.asarray, (data, center))
@@ -131,7 +132,7 @@ def control_variate(
 
     def init(center: Any, gradient: Any, params: Any) -> ControlVariateState:
         check_like("center", center, params)
-        return ControlVariateState(center, gradient)
+        return ControlVariateState(cast_like(center, params), gradient)
 
     def update(params: Any, batch: Any, state: ControlVariateState) -> tuple[Any, Any]:
         return _corrected(grad, params, batch, state.center, state.gradient), state
@@ -144,7 +145,7 @@ def svrg(
 ) -> GradientEstimator:
     r"""Gradients of minibatches less what the same batch errs by at a center that follows.
 
-    As `control_variate`, ::
+    As `control_variate`,
 
         ∇L_B(θ) - ∇L_B(c) + ∇L(c)
 
@@ -174,7 +175,7 @@ def svrg(
       TypeError: `grad` is no function, or, at `init`, gives another tree than the parameters;
         `every` is no int.
 
-    Example:
+    Examples:
       >>> import diffopt, jax, jax.numpy as jnp
       >>> x = jax.random.normal(jax.random.key(0), (1000, 3))
       >>> y = x @ jnp.array([1.0, 2.0, 3.0]) + jax.random.normal(jax.random.key(1), (1000,))
@@ -189,8 +190,8 @@ def svrg(
       True
 
     References:
-      Dubey, Reddi, Póczos, Smola, Xing & Williamson, `Variance Reduction in Stochastic Gradient
-      Langevin Dynamics <https://papers.nips.cc/paper/6293>`_, NeurIPS 2016, algorithm 2.
+      Dubey, Reddi, Póczos, Smola, Xing & Williamson, [Variance Reduction in Stochastic Gradient
+      Langevin Dynamics](https://papers.nips.cc/paper/6293), NeurIPS 2016, algorithm 2.
     """
     check_int("every", every, least=1)
     _check("svrg", grad, data, batch_size)
@@ -199,14 +200,12 @@ def svrg(
     def init(data: Any, params: Any) -> SVRGState:
         gradient = full(params, data)
         check_like("the result of grad", gradient, params)
-        return SVRGState(jnp.zeros([], jnp.int32), params, gradient)
+        state = SVRGState(jnp.zeros([], jnp.int32), params, gradient)
+        return cast_like(state, state)
 
     def renewed(due: Any, data: Any, params: Any, center: Any, gradient: Any) -> Any:
-        return jax.lax.cond(
-            due,
-            lambda: (params, cast_like(full(params, data), gradient)),
-            lambda: (center, gradient),
-        )
+        old = center, gradient
+        return jax.lax.cond(due, lambda: cast_like((params, full(params, data)), old), lambda: old)
 
     def kept(due: Any, data: Any, params: Any, center: Any, gradient: Any) -> Any:
         return center, gradient
@@ -259,10 +258,11 @@ def _full_gradient(grad: Gradient, batch_size: int | None) -> Gradient:
             piece = jax.tree.map(
                 lambda x: jax.lax.dynamic_slice_in_dim(x, i * batch_size, size), data
             )
-            return jax.tree.map(lambda t, g: t + size / number * g, total, grad(params, piece))
+            grads = cast_like(grad(params, piece), total)
+            return jax.tree.map(lambda t, g: t + size / number * g, total, grads)
 
         pieces, rest = divmod(number, batch_size)
-        wide = lambda p: jnp.zeros(jnp.shape(p), jnp.promote_types(jnp.result_type(p), "float32"))
+        wide = lambda p: jnp.zeros(jnp.shape(p), np.promote_types(jnp.result_type(p), "float32"))
         total = jax.lax.fori_loop(0, pieces, add, jax.tree.map(wide, params))
         return cast_like(add(pieces, total, rest) if rest else total, params)
 

@@ -76,7 +76,7 @@ def sampler(
         floating-point, or the state has no `count` and `key`; at `update`, `step` gives another
         structure or other shapes.
 
-    Example:
+    Examples:
       SGLD in coordinates of one's own scale: dθ = -G∇L dt + √(2TG) dW with a constant G, which
       keeps the stationary density exp(-L/T) and takes steps of length ηG.
 
@@ -95,8 +95,8 @@ def sampler(
       ({'soft': (3,), 'stiff': (3,)}, 1)
 
     References:
-      The laws of ±1 increments: Kloeden & Platen, `Numerical Solution of Stochastic Differential
-      Equations <https://doi.org/10.1007/978-3-662-12616-5>`_, section 14.1.
+      The laws of ±1 increments: Kloeden & Platen, [Numerical Solution of Stochastic Differential
+      Equations](https://doi.org/10.1007/978-3-662-12616-5), section 14.1.
     """
     check_key(key)
     get_noise(noise)

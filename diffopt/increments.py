@@ -14,6 +14,7 @@ from .gaussian16 import gaussian16
 from .trees import by_shards, check_inexact
 
 Noise = str | NoiseFunction
+"""The law of the increments, by name or as a function: see `sampler`."""
 
 SMALL = 2**16  # elements; smaller leaves share one generator
 
@@ -33,8 +34,8 @@ def rademacher(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     under a quadratic loss, are as with Gaussian increments up to O(η). They do not have its
     fourth moment (1, not 3) or its tails: a step never moves an element by more than √(2Tη), and
     the law after few steps is that of a random walk on a lattice. It becomes normal as steps add
-    up. See Kloeden & Platen, `Numerical Solution of Stochastic Differential Equations
-    <https://doi.org/10.1007/978-3-662-12616-5>`_, section 14.1.
+    up. See Kloeden & Platen, [Numerical Solution of Stochastic Differential
+    Equations](https://doi.org/10.1007/978-3-662-12616-5), section 14.1.
     """
     if not shape:
         return rademacher(key, (1,), dtype)[0]

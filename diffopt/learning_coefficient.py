@@ -57,7 +57,7 @@ def local_learning_coefficient(
     (times log(1/ε)^(m-1), m the multiplicity). Where the minimum is regular, λ is half the number
     of parameters, d/2; the more directions are flat or degenerate, the smaller. It is the
     coefficient of log n in the Bayesian free energy, so a smaller λ is a simpler network. Chains
-    from w* estimate it::
+    from w* estimate it:
 
         w ~ exp(-L(w)/T - localization |w - w*|²/2)
         λ̂ = (E[L(w)] - L(w*)) / T
@@ -110,7 +110,7 @@ def local_learning_coefficient(
       TypeError: an argument is of the wrong type; a parameter is not floating-point; `loss` is not
         a real scalar.
 
-    Example:
+    Examples:
       w₁²w₂² has λ = 1/2 and m = 2, and at T = 0.01, by quadrature, λ̂ = 0.354.
 
       >>> import diffopt, jax.numpy as jnp
@@ -122,9 +122,9 @@ def local_learning_coefficient(
       True
 
     References:
-      Lau et al., `The Local Learning Coefficient: A Singularity-Aware Complexity Measure
-      <https://arxiv.org/abs/2308.12108>`_, AISTATS 2025. Watanabe, `A Widely Applicable Bayesian
-      Information Criterion <https://arxiv.org/abs/1208.6338>`_, JMLR 2013.
+      Lau et al., [The Local Learning Coefficient: A Singularity-Aware Complexity
+      Measure](https://arxiv.org/abs/2308.12108), AISTATS 2025. Watanabe, [A Widely Applicable
+      Bayesian Information Criterion](https://arxiv.org/abs/1208.6338), JMLR 2013.
     """
     check_key(key)
     check_hashable(loss=loss, sampler=sampler)
@@ -187,7 +187,7 @@ def wbic(
     r"""The widely applicable Bayesian information criterion: the free energy, from one temperature.
 
     The free energy F = -log ∫ exp(-n L(w)) p(w) dw, minus the log evidence, compares models:
-    the smaller, the better. With L the mean negative log-likelihood of n examples::
+    the smaller, the better. With L the mean negative log-likelihood of n examples:
 
         w ~ exp(-L(w)/T) p(w),    T = log(n)/n
         WBIC = n E[L(w)] = F + O(√log n)
@@ -225,7 +225,7 @@ def wbic(
       TypeError: an argument is of the wrong type; a parameter is not floating-point; `loss` or
         `log_prior` is not a real scalar.
 
-    Example:
+    Examples:
       The mean of 100 numbers of unit variance under the prior N(0, 1), where F is known.
 
       >>> import diffopt, jax, jax.numpy as jnp
@@ -240,8 +240,8 @@ def wbic(
       True
 
     References:
-      Watanabe, `A Widely Applicable Bayesian Information Criterion
-      <https://arxiv.org/abs/1208.6338>`_, JMLR 2013.
+      Watanabe, [A Widely Applicable Bayesian Information
+      Criterion](https://arxiv.org/abs/1208.6338), JMLR 2013.
     """
     check_key(key)
     check_hashable(loss=loss, sampler=sampler, log_prior=log_prior)

@@ -62,7 +62,7 @@ def langevin(
         finite; `noise` is an unknown name.
       TypeError: an argument is of the wrong type; at `init`, a parameter is not floating-point.
 
-    Example:
+    Examples:
       >>> import diffopt, jax, jax.numpy as jnp, optax
       >>> tx = optax.chain(diffopt.langevin(0.5, learning_rate=0.1), optax.sgd(0.1))
       >>> @jax.jit
@@ -77,8 +77,8 @@ def langevin(
       True
 
     References:
-      Welling & Teh, `Bayesian Learning via Stochastic Gradient Langevin Dynamics
-      <https://www.stats.ox.ac.uk/~teh/research/compstats/WelTeh2011a.pdf>`_, ICML 2011.
+      Welling & Teh, [Bayesian Learning via Stochastic Gradient Langevin
+      Dynamics](https://www.stats.ox.ac.uk/~teh/research/compstats/WelTeh2011a.pdf), ICML 2011.
     """
     check_scalar("diffusion", diffusion)
     if learning_rate is not None:
@@ -128,7 +128,7 @@ def sgld(
         infinite; `noise` is an unknown name.
       TypeError: an argument is of the wrong type; at `init`, a parameter is not floating-point.
 
-    Example:
+    Examples:
       >>> import diffopt, jax.numpy as jnp, optax
       >>> tx = diffopt.sgld(0.1, temperature=1 / 50_000)
       >>> params = {"w": jnp.ones(3)}
@@ -138,8 +138,8 @@ def sgld(
       True
 
     References:
-      Welling & Teh, `Bayesian Learning via Stochastic Gradient Langevin Dynamics
-      <https://www.stats.ox.ac.uk/~teh/research/compstats/WelTeh2011a.pdf>`_, ICML 2011.
+      Welling & Teh, [Bayesian Learning via Stochastic Gradient Langevin
+      Dynamics](https://www.stats.ox.ac.uk/~teh/research/compstats/WelTeh2011a.pdf), ICML 2011.
     """
     check_scalar("learning_rate", learning_rate, positive=True)
     check_scalar("temperature", temperature)
@@ -179,7 +179,7 @@ def psgld(
     r"""Preconditioned SGLD: RMSProp at a temperature.
 
     The diffusion is dθ = -G∇L dt + √(2TG) dW with a diagonal G. One step, element by element
-    (algorithm 1 of the paper, whose α is `decay`, λ `eps`, and ε twice our η)::
+    (algorithm 1 of the paper, whose α is `decay`, λ `eps`, and ε twice our η):
 
         ν ← decay ν + (1 - decay) g²         g = ∇L(θ), ν starts at 0
         G = 1 / (√ν + eps)
@@ -226,7 +226,7 @@ def psgld(
         NaN or infinite; `decay` is not in [0, 1); `noise` is an unknown name.
       TypeError: an argument is of the wrong type; at `init`, a parameter is not floating-point.
 
-    Example:
+    Examples:
       >>> import diffopt, jax, jax.numpy as jnp, optax
       >>> tx = diffopt.psgld(0.01, temperature=1.0, decay=0.999)
       >>> curvature = jnp.repeat(jnp.array([1.0, 10.0, 100.0]), 5_000)
@@ -242,8 +242,8 @@ def psgld(
       True
 
     References:
-      Li et al., `Preconditioned Stochastic Gradient Langevin Dynamics for Deep Neural Networks
-      <https://arxiv.org/abs/1512.07666>`_, AAAI 2016.
+      Li et al., [Preconditioned Stochastic Gradient Langevin Dynamics for Deep Neural
+      Networks](https://arxiv.org/abs/1512.07666), AAAI 2016.
     """
     check_scalar("learning_rate", learning_rate, positive=True)
     check_scalar("temperature", temperature)

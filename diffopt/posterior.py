@@ -131,7 +131,7 @@ def collect(
       TypeError: one of them is no int, or `where` no schedule of scalars; at `update`, a parameter
         has another dtype than at `init`.
 
-    Example:
+    Examples:
       >>> import diffopt, jax, jax.numpy as jnp, optax
       >>> tx = diffopt.sgld(0.1, temperature=1.0)
       >>> keep = diffopt.collect(50, start=100, every=10)
@@ -221,7 +221,7 @@ def draws(state: CollectState) -> Any:
     Raises:
       ValueError: no sample is left.
 
-    Example:
+    Examples:
       >>> import diffopt, jax, jax.numpy as jnp
       >>> keep = diffopt.collect(3)
       >>> state = keep.update(jnp.ones(2), keep.init(jnp.ones(2)))
@@ -314,7 +314,7 @@ def predictive(
         less than 1.
       TypeError: `batch_size` is no int.
 
-    Example:
+    Examples:
       >>> import diffopt, jax.numpy as jnp
       >>> slopes = jnp.array([1.0, 2.0, 6.0])
       >>> diffopt.predictive(jnp.multiply, slopes, jnp.array([1.0, 10.0])).tolist()
@@ -345,7 +345,7 @@ def predictions(
       ValueError: as `predictive`; or no sample is left.
       TypeError: `batch_size` is no int.
 
-    Example:
+    Examples:
       >>> import diffopt, jax.numpy as jnp
       >>> slopes = jnp.array([1.0, 2.0, jnp.nan, 6.0])
       >>> each = diffopt.predictions(jnp.multiply, slopes, jnp.array([1.0, 10.0]))
@@ -436,7 +436,7 @@ def to_arviz(samples: Samples) -> Any:
       ValueError: every chain diverged, two leaves have one name, or one is called `chain` or
         `draw`.
 
-    Example:
+    Examples:
       >>> import diffopt, jax.numpy as jnp
       >>> loss = lambda p: jnp.sum(p["x"] ** 2) / 2
       >>> tx = diffopt.baoab(0.5, temperature=1.0)

@@ -41,7 +41,7 @@ def gaussian_prior(
     T = 1/N this is the posterior under that prior. It is weight decay λ = T/variance towards c.
 
     Where it goes: first in the chain, before the sampler (and before preconditioning, which has to
-    see the whole gradient)::
+    see the whole gradient):
 
         tx = optax.chain(diffopt.gaussian_prior(1.0, T), diffopt.baoab(h, T))
 
@@ -73,7 +73,7 @@ def gaussian_prior(
       TypeError: an argument is of the wrong type; at `init`, a parameter is not floating-point,
         or `center` is a tree of another structure, or complex where a parameter is real.
 
-    Example:
+    Examples:
       Two observations, 1 and 3, of a mean, with unit noise and the prior N(0, 1/2): the posterior
       is N(1, 1/4).
 
@@ -90,8 +90,8 @@ def gaussian_prior(
       (True, True)
 
     References:
-      The localized posterior: Lau et al., `The Local Learning Coefficient
-      <https://arxiv.org/abs/2308.12108>`_, AISTATS 2025.
+      The localized posterior: Lau et al., [The Local Learning
+      Coefficient](https://arxiv.org/abs/2308.12108), AISTATS 2025.
     """
     check_number("variance", variance, positive=True)
     check_scalar("temperature", temperature)

@@ -99,7 +99,7 @@ def replica_exchange(
       TypeError: an argument is of the wrong type, `value` is missing; at `init`, a parameter is not
         floating-point.
 
-    Example:
+    Examples:
       Two wells that no chain at T = 0.08 leaves by itself.
 
       >>> import diffopt, functools, jax, jax.numpy as jnp, optax
@@ -122,10 +122,10 @@ def replica_exchange(
       0.77 True
 
     References:
-      Deng et al., `Non-convex Learning via Replica Exchange Stochastic Gradient MCMC
-      <https://arxiv.org/abs/2008.05367>`_, ICML 2020; that the correction is exact: Ceperley &
-      Dewing, `The penalty method for random walks with uncertain energies
-      <https://arxiv.org/abs/physics/9812035>`_, Journal of Chemical Physics 1999.
+      Deng et al., [Non-convex Learning via Replica Exchange Stochastic Gradient
+      MCMC](https://arxiv.org/abs/2008.05367), ICML 2020; that the correction is exact: Ceperley &
+      Dewing, [The penalty method for random walks with uncertain
+      energies](https://arxiv.org/abs/physics/9812035), Journal of Chemical Physics 1999.
     """
     if not callable(sampler):
         raise TypeError(f"sampler must be a function of a temperature, got {sampler!r}")

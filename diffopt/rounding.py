@@ -124,7 +124,7 @@ def exact_params(params: optax.Params, opt_state: optax.OptState) -> Any:
     Raises:
       ValueError: no state in `opt_state` is that of `low_precision`, or several are.
 
-    Example:
+    Examples:
       >>> import diffopt, jax.numpy as jnp, optax
       >>> tx = diffopt.low_precision(optax.sgd(1e-3))
       >>> params = jnp.ones(2, jnp.bfloat16)
@@ -193,7 +193,7 @@ def low_precision(
       ValueError: at `update`, no `params` were given.
       TypeError: `key` is no key; at `init`, a parameter is not floating-point.
 
-    Example:
+    Examples:
       >>> import diffopt, jax, jax.numpy as jnp, optax
       >>> def last(tx):
       ...     @jax.jit
@@ -209,10 +209,10 @@ def low_precision(
       (1.0, 0.95)
 
     References:
-      Zhang, Wilson & De Sa, `Low-Precision Stochastic Gradient Langevin Dynamics
-      <https://arxiv.org/abs/2206.09909>`_, ICML 2022. The residual is that of compensated
-      summation: Kahan, `Further remarks on reducing truncation errors
-      <https://doi.org/10.1145/363707.363723>`_, 1965.
+      Zhang, Wilson & De Sa, [Low-Precision Stochastic Gradient Langevin
+      Dynamics](https://arxiv.org/abs/2206.09909), ICML 2022. The residual is that of compensated
+      summation: Kahan, [Further remarks on reducing truncation
+      errors](https://doi.org/10.1145/363707.363723), 1965.
     """
     check_key(key)
     tx = optax.with_extra_args_support(tx)

@@ -164,7 +164,7 @@ def sample(
       TypeError: a parameter is not floating-point, the loss is not a real scalar, `opt_state` is
         of another `tx` or `grad` or other `params`, or an argument is of the wrong type.
 
-    Example:
+    Examples:
       A line through points, y = a + bx with noise of variance 1, and its exact posterior.
 
       >>> import diffopt, jax, jax.numpy as jnp

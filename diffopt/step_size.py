@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .diagnostics import kinetic_temperature
+from .diagnostics import kinetic_temperature, stiffest
 from .keys import check_key, derive_key
 from .sampling import (
     SampleState,
@@ -115,7 +115,7 @@ def find_step_size(
         not settle in so many steps, or gradients are too noisy at any size.
       TypeError: as `sample`.
 
-    Example:
+    Examples:
       >>> import diffopt, jax.numpy as jnp
       >>> curvature = jnp.array([10.0] * 99 + [100.0])
       >>> loss = lambda p: jnp.sum(curvature * p**2) / 2
@@ -291,22 +291,15 @@ def _stiffest(
         order = jax.random.permutation(key, number)[: count * batch_size]
         batches = order.reshape(count, batch_size)
 
-    def product(_: Any, v: Any) -> Any:
+    def product(v: Any) -> Any:
         if data is None:
-            return unit(along(v))
+            return along(v)
         if batch_size is None:
-            return unit(along(v, data))
+            return along(v, data)
         parts = jax.lax.map(lambda index: along(v, jax.tree.map(lambda x: x[index], data)), batches)
-        return unit(jax.tree.map(lambda x: x.sum(0), parts))
+        return jax.tree.map(lambda x: x.sum(0), parts)
 
-    def unit(v: Any) -> Any:
-        norm = optax.tree.norm(v)
-        return jax.tree.map(lambda x: x / jnp.where(norm > 0, norm, 1).astype(x.real.dtype), v)
-
-    leaves, treedef = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    v = [jax.random.normal(k, p.shape, p.dtype) for k, p in zip(keys, leaves, strict=True)]
-    return jax.lax.fori_loop(0, 30, product, unit(jax.tree.unflatten(treedef, v)))
+    return stiffest(product, params, key, products=30)[0]
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))

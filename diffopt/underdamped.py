@@ -68,14 +68,14 @@ def sghmc(
 
     The diffusion is dθ = u dt, du = -∇L dt - γu dt + √(2γT) dW. In steps of length h, with
     v = hu, η = h² and m = 1 - γh, Euler's method gives (eq. 15 of the paper, which writes α for
-    1 - m and has T = 1)::
+    1 - m and has T = 1):
 
         v ← m v - η ∇L(θ) + √(2(1 - m)ηT) ξ        ξ ~ N(0, I)
         θ ← θ + v
 
     The stationary density of θ is proportional to exp(-L(θ)/T), and v has variance ηT, both as
     η → 0 and m → 1. What a finite step makes of that is known on L = kθ²/2, where it is stable
-    for ηk < 2(1 + m)::
+    for ηk < 2(1 + m):
 
         Var θ = T / (k (1 - ηk / (2(1 + m))))
         Var v = 2ηT / ((1 + m) (1 - ηk / (2(1 + m))))
@@ -109,7 +109,7 @@ def sghmc(
         infinite; `momentum` is not in [0, 1); `noise` is an unknown name.
       TypeError: an argument is of the wrong type; at `init`, a parameter is not floating-point.
 
-    Example:
+    Examples:
       >>> import diffopt, jax, jax.numpy as jnp, optax
       >>> tx = diffopt.sghmc(0.1, temperature=0.5, momentum=0.9)
       >>> @jax.jit
@@ -124,8 +124,8 @@ def sghmc(
       True
 
     References:
-      Chen, Fox & Guestrin, `Stochastic Gradient Hamiltonian Monte Carlo
-      <https://arxiv.org/abs/1402.4102>`_, ICML 2014.
+      Chen, Fox & Guestrin, [Stochastic Gradient Hamiltonian Monte
+      Carlo](https://arxiv.org/abs/1402.4102), ICML 2014.
     """
     check_scalar("learning_rate", learning_rate, positive=True)
     check_scalar("temperature", temperature)
@@ -155,7 +155,7 @@ def baoab(
 
     The diffusion dθ = v dt, dv = -∇L dt - γv dt + √(2γT) dW is split into three parts that can
     each be solved exactly: a kick by the gradient (B), a drift (A), and the Ornstein-Uhlenbeck
-    process of the velocity (O). In steps of length h, ξ ~ N(0, I)::
+    process of the velocity (O). In steps of length h, ξ ~ N(0, I):
 
         v ← v - h ∇L(θ)                              B and B
         θ ← θ + h v / 2                              A
@@ -196,7 +196,7 @@ def baoab(
         NaN or infinite; `noise` is an unknown name.
       TypeError: an argument is of the wrong type; at `init`, a parameter is not floating-point.
 
-    Example:
+    Examples:
       >>> import diffopt, jax, jax.numpy as jnp, optax
       >>> tx = diffopt.baoab(1.5, temperature=0.5)  # the limit of stability is 2
       >>> @jax.jit
@@ -211,8 +211,8 @@ def baoab(
       True
 
     References:
-      Leimkuhler & Matthews, `Rational Construction of Stochastic Numerical Methods for Molecular
-      Sampling <https://arxiv.org/abs/1203.5428>`_, Applied Mathematics Research eXpress 2013.
+      Leimkuhler & Matthews, [Rational Construction of Stochastic Numerical Methods for Molecular
+      Sampling](https://arxiv.org/abs/1203.5428), Applied Mathematics Research eXpress 2013.
     """
     check_scalar("step_size", step_size, positive=True)
     check_scalar("temperature", temperature)
@@ -247,14 +247,16 @@ def ubu(
     The diffusion dθ = v dt, dv = -∇L dt - γv dt + √(2γT) dW is split into two parts: a kick by
     the gradient (B), and all the rest (U), a free particle in a heat bath, which has an exact
     solution too: θ and v move together, driven by one Brownian path. In steps of length h, with
-    c = exp(-γh), x = γh/2 and two independent ξ, ζ ~ N(0, I)::
+    c = exp(-γh), x = γh/2 and two independent ξ, ζ ~ N(0, I):
 
-        v ← v - h ∇L(θ)                                                                     B
-        θ ← θ + h ((1 - c)/(2x) (v + √(T tanh x) ξ) + √(T (x - tanh x))/x ζ)                U and
-        v ← c v + √((1 - c²) T) ξ                                                           U
+        v ← v - h ∇L(θ)                                                 B
+        u ← c v + √((1 - c²) T) ξ                                       U and U
+        θ ← θ + (tanh x)/x h (v + u)/2 + √(T (x - tanh x))/x h ζ
+        v ← u
 
     The half step U at the end of one step and that at the start of the next are taken as one, so
-    that the parameters are where UBU takes its gradients, in the middle of its steps.
+    that the parameters are where UBU takes its gradients, in the middle of its steps. It is
+    `baoab` but for a shorter drift and the second increment.
 
     Its paths are those of the diffusion with an error of strong order 2: √E|θ - θ(t)|² = O(h²) for
     the same Brownian path, with an error of O(h) in v, which stands half a kick behind. The
@@ -271,7 +273,7 @@ def ubu(
     Noise of variance σ² in the gradients, as of independent minibatches, adds h²σ² to the
     velocity's variance at each step, as in `baoab`. Those of one epoch make up for one another, and
     `sample` goes by epochs: on a linear regression with batches of 20 out of 200 and h = 0.05 the
-    hottest direction is 7 % above T, and 95 % with independent batches.
+    hottest direction is 7 % above T, and at twice T with independent batches.
 
     Memory: one velocity for each parameter. It draws two increments for each where the others draw
     one. Choose it where paths count: to couple chains of different step sizes (multilevel Monte
@@ -295,7 +297,7 @@ def ubu(
         NaN or infinite; `noise` is an unknown name.
       TypeError: an argument is of the wrong type; at `init`, a parameter is not floating-point.
 
-    Example:
+    Examples:
       >>> import diffopt, jax, jax.numpy as jnp, optax
       >>> tx = diffopt.ubu(0.5, temperature=0.5)
       >>> @jax.jit
@@ -310,9 +312,9 @@ def ubu(
       True
 
     References:
-      Sanz-Serna & Zygalakis, `Wasserstein distance estimates for the distributions of numerical
-      approximations to ergodic stochastic differential equations
-      <https://arxiv.org/abs/2104.12384>`_, JMLR 2021.
+      Sanz-Serna & Zygalakis, [Wasserstein distance estimates for the distributions of numerical
+      approximations to ergodic stochastic differential
+      equations](https://arxiv.org/abs/2104.12384), JMLR 2021.
     """
     check_scalar("step_size", step_size, positive=True)
     check_scalar("temperature", temperature)
@@ -328,13 +330,12 @@ def ubu(
         h, T = value_at(step_size, state.count), value_at(temperature, state.count)
         x = as_float(friction) * h / 2
         c = jnp.exp(-2 * x)
-        mean = jnp.where(x == 0, 1, -jnp.expm1(-2 * x) / jnp.where(x == 0, 1, 2 * x))
-        along, across = root(T * jnp.tanh(x)), root(T * _spread(x))
-        scale = root(-jnp.expm1(-4 * x) * T)
+        half = h / 2 * jnp.where(x == 0, 1, jnp.tanh(x) / jnp.where(x == 0, 1, x))
+        along, across = root(-jnp.expm1(-4 * x) * T), h * root(T * _spread(x))
         kicked = jax.tree.map(lambda g, v: v - h * g, g, state.velocity)
-        velocity = jax.tree.map(lambda v, xi: c * v + scale * xi, kicked, xi)
+        velocity = jax.tree.map(lambda v, xi: c * v + along * xi, kicked, xi)
         moves = jax.tree.map(
-            lambda v, xi, zeta: h * (mean * (v + along * xi) + across * zeta), kicked, xi, zeta
+            lambda v, u, zeta: half * (v + u) + across * zeta, kicked, velocity, zeta
         )
         return moves, state._replace(velocity=velocity)
 
@@ -364,7 +365,7 @@ def sgnht(
     are too cold, so that noise of unknown size in the gradients, as from a minibatch, is taken
     out again: dθ = u dt, du = -∇L dt - γu dt + √(2AT) dW, dγ ∝ (u·u/d - T) dt, with d the number
     of parameters. In steps of length h, with v = hu, η = h², α = γh and m = 1 - Ah,
-    ξ ~ N(0, I)::
+    ξ ~ N(0, I):
 
         v ← (1 - α) v - η ∇L(θ) + √(2(1 - m)ηT) ξ
         θ ← θ + v
@@ -419,7 +420,7 @@ def sgnht(
         infinite; `momentum` is not in [0, 1); `noise` is an unknown name.
       TypeError: an argument is of the wrong type; at `init`, a parameter is not floating-point.
 
-    Example:
+    Examples:
       >>> import diffopt, jax, jax.numpy as jnp, optax
       >>> tx = diffopt.sgnht(0.1, temperature=0.5)
       >>> @jax.jit
@@ -437,8 +438,8 @@ def sgnht(
       0.2
 
     References:
-      Ding et al., `Bayesian Sampling Using Stochastic Gradient Thermostats
-      <https://papers.nips.cc/paper/5592-bayesian-sampling-using-stochastic-gradient-thermostats>`_,
+      Ding et al., [Bayesian Sampling Using Stochastic Gradient Thermostats](
+      https://papers.nips.cc/paper/5592-bayesian-sampling-using-stochastic-gradient-thermostats),
       NeurIPS 2014.
     """
     check_scalar("learning_rate", learning_rate, positive=True)

@@ -1,4 +1,4 @@
-"""The README's recipes: Optax pieces before a diffusion, each run on one small regression."""
+"""The recipes of the documentation: Optax pieces before a diffusion, on one small regression."""
 
 import jax
 import jax.numpy as jnp

@@ -123,7 +123,9 @@ def parse(argv: list[str] | None, doc: str | None) -> Options:
     """Read and check the command line, of the program that `doc` describes."""
     parser = cli.parser("compare", doc)
     parser.add_argument("--dataset", default="digits", help="digits (default) or cifar10")
-    parser.add_argument("--data-dir", help="TensorFlow Datasets folder that holds cifar10")
+    parser.add_argument(
+        "--data-dir", help="folder that holds cifar10, of TensorFlow Datasets or parquet"
+    )
     parser.add_argument(
         "--optimizers", nargs="+", default=list(ARTICLE), choices=BUILDERS, metavar="NAME",
         help=f"any of {' '.join(BUILDERS)} (default: {' '.join(ARTICLE)})",

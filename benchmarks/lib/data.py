@@ -1,4 +1,4 @@
-"""Images and labels: scikit-learn's bundled digits, and CIFAR-10 through TensorFlow Datasets."""
+"""Images and labels: scikit-learn's digits; CIFAR-10 by TensorFlow Datasets or `datasets`."""
 
 import hashlib
 import importlib.util
@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,9 @@ import jax
 import numpy as np
 
 from .cli import Refusal, first_line
+
+HUB = "uoft-cs/cifar10"
+Examples = Callable[[str], Iterator[tuple[np.ndarray, int]]]  # images and labels of a split
 
 
 class Data(NamedTuple):
@@ -30,8 +34,8 @@ def load(name: str, data_dir: str | None = None) -> Data:
 
     Args:
       name: `"digits"` or `"cifar10"`.
-      data_dir: the TensorFlow Datasets folder that holds, or will hold, CIFAR-10; None is its
-        usual place in the home folder.
+      data_dir: the TensorFlow Datasets folder that holds, or will hold, CIFAR-10, or a folder with
+        the parquet files of `HUB`; None is the usual place in the home folder, or a download.
 
     Raises:
       Refusal: the dataset is unknown, missing, or cannot be downloaded.
@@ -83,18 +87,10 @@ def cifar10(data_dir: str | None) -> Data:
     """
     if data_dir is not None and not Path(data_dir).is_dir():
         raise Refusal(f"--data-dir {data_dir} is not a folder")
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    import tensorflow_datasets as tfds
-
-    place = data_dir or tfds.core.constants.DATA_DIR
-    try:
-        builder = tfds.builder("cifar10", data_dir=data_dir, file_format="array_record")
-    except Exception as error:  # as many types as there are files that can be damaged
-        raise Refusal(f"cifar10 in {place} is damaged: {first_line(error)}") from error
-    if not builder.is_prepared():
-        download(builder)
-
-    folder = Path(builder.data_dir).resolve()
+    if data_dir is not None and any(Path(data_dir).glob("**/*.parquet")):
+        folder, examples = from_parquet(data_dir)
+    else:
+        folder, examples = from_tfds(data_dir)
     files = sorted((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in folder.iterdir())
     digest = hashlib.sha256(repr(files).encode()).hexdigest()[:16]
     cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -104,10 +100,9 @@ def cifar10(data_dir: str | None) -> Data:
         try:
             splits = []
             for split in ("train", "test"):
-                examples = list(builder.as_data_source(split=split))
-                splits.append(np.stack([e["image"] for e in examples]))
-                splits.append(np.array([e["label"] for e in examples], np.int32))
-        except Exception as error:  # as above
+                images, labels = zip(*examples(split), strict=True)
+                splits += [np.stack(images), np.array(labels, np.int32)]
+        except Exception as error:  # as many types as there are files that can be damaged
             raise Refusal(f"cifar10 in {folder} is damaged: {first_line(error)}") from error
         if fault := wrong(splits):
             raise Refusal(f"cifar10 in {folder} is damaged: {fault}")
@@ -117,13 +112,38 @@ def cifar10(data_dir: str | None) -> Data:
     return jax.device_put(Data(scale(train_x), train_y, scale(test_x), test_y))
 
 
+def from_tfds(data_dir: str | None) -> tuple[Path, Examples]:
+    """CIFAR-10 of TensorFlow Datasets: the folder of its files, and a function that reads a split.
+
+    Where it has to be downloaded into its usual place, `datasets` does that if it is installed.
+    """
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    import tensorflow_datasets as tfds
+
+    place = data_dir or tfds.core.constants.DATA_DIR
+    try:
+        builder = tfds.builder("cifar10", data_dir=data_dir, file_format="array_record")
+    except Exception as error:  # as many types as there are files that can be damaged
+        raise Refusal(f"cifar10 in {place} is damaged: {first_line(error)}") from error
+    if not builder.is_prepared():
+        if data_dir is None and importlib.util.find_spec("datasets"):
+            return from_parquet(HUB)
+        download(builder)
+
+    def examples(split: str) -> Iterator[tuple[np.ndarray, int]]:
+        return ((e["image"], e["label"]) for e in builder.as_data_source(split=split))
+
+    return Path(builder.data_dir).resolve(), examples
+
+
 def download(builder: Any) -> None:
     """Let TensorFlow Datasets download and prepare `builder`, after checking that it can."""
     missing = f"{builder.name} is not in {builder.data_dir}"
     if importlib.util.find_spec("tensorflow") is None:
         raise Refusal(
-            f"{missing}, and its first download needs TensorFlow: pip install tensorflow, or give"
-            " --data-dir a folder that holds it in array_record format"
+            f"{missing}: pip install datasets and leave out --data-dir to download it, or give"
+            " --data-dir a folder that holds it as array_record or parquet files (TensorFlow"
+            " Datasets' own download needs pip install tensorflow)"
         )
     try:
         for url in builder.url_infos:
@@ -132,6 +152,29 @@ def download(builder: Any) -> None:
         builder.download_and_prepare()
     except Exception as error:  # TensorFlow Datasets' own errors have no common type
         raise Refusal(f"{missing}, and it could not be downloaded: {first_line(error)}") from error
+
+
+def from_parquet(place: str) -> tuple[Path, Examples]:
+    """CIFAR-10 by `datasets`, from the hub's `HUB` or a folder of the same parquet files."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise Refusal(f"cifar10 in {place} is parquet: pip install datasets to read it") from error
+    datasets.disable_progress_bars()
+    files = {split: f"**/{split}-*.parquet" for split in ("train", "test")}
+    try:
+        splits = datasets.load_dataset(place, data_files=files)
+        if splits["train"].column_names != ["img", "label"]:
+            raise ValueError(f"columns {splits['train'].column_names}, not ['img', 'label']")
+        splits = splits.cast_column("img", datasets.Image())
+        folder = Path(splits["train"].cache_files[0]["filename"]).parent
+    except Exception as error:  # of the network, of files, of columns: no common type
+        raise Refusal(f"cifar10 cannot be had from {place}: {first_line(error)}") from error
+
+    def examples(split: str) -> Iterator[tuple[np.ndarray, int]]:
+        return ((np.asarray(e["img"].convert("RGB")), e["label"]) for e in splits[split])
+
+    return folder, examples
 
 
 def read_cache(path: Path) -> list[Any] | None:

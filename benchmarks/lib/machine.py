@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 
+import diffopt
+
 PACKAGES = (
     "diffopt", "jax", "jaxlib", "optax", "flax", "numpy", "scikit-learn", "blackjax", "torch",
     "posteriors", "sgmcmcjax",
@@ -43,7 +45,8 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
     found = {}
     for package in packages:
         try:
-            found[package] = importlib.metadata.version(package)
+            own = package == "diffopt"  # whose distribution has another name
+            found[package] = diffopt.__version__ if own else importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
     return found

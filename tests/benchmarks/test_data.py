@@ -1,11 +1,16 @@
 """CIFAR-10: its cache is made anew where it is damaged, and a damaged data set is named."""
 
+import io
 import shutil
+import sys
 import types
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from benchmarks.lib import cli, data
 
@@ -121,3 +126,57 @@ def test_a_broken_description_of_the_data_set_is_named(tmp_path, content):
     with pytest.raises(cli.Refusal, match=f"^cifar10 (in {tmp_path}|is not in {folder})"):
         data.cifar10(str(tmp_path))
     shutil.rmtree(folder)
+
+
+def png(image):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "png")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+@pytest.fixture
+def parquet(tmp_path, monkeypatch):
+    """A folder of the form of uoft-cs/cifar10, and the images in it."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "plain_text"
+    folder.mkdir()
+    images = {"train": examples(6), "test": examples(4, label=9)}
+    for split, rows in images.items():
+        columns = {"img": [png(e["image"]) for e in rows], "label": [e["label"] for e in rows]}
+        path = folder / f"{split}-00000-of-00001.parquet"
+        pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    return types.SimpleNamespace(folder=folder, images=images, home=tmp_path)
+
+
+def test_parquet_files_are_read_without_tensorflow(parquet, capsys):
+    for _ in range(2):  # decoded, then from the cache
+        loaded = data.cifar10(str(parquet.home))
+        np.testing.assert_array_equal(loaded.train_labels, [3] * 6)
+        np.testing.assert_array_equal(loaded.test_labels, [9] * 4)
+        for split, images in (("train", loaded.train_images), ("test", loaded.test_images)):
+            pixels = np.stack([e["image"] for e in parquet.images[split]])
+            np.testing.assert_allclose((np.asarray(images) + 1) * 127.5, pixels, atol=1e-4)
+    assert len(list(parquet.home.glob("cache/diffopt/*.npz"))) == 1
+    assert "tensorflow" not in sys.modules and not capsys.readouterr().err
+
+
+def test_parquet_files_of_another_form_are_named(parquet):
+    for path in parquet.folder.iterdir():
+        pyarrow.parquet.write_table(pyarrow.table({"image": [1], "label": [1]}), path)
+    with pytest.raises(cli.Refusal, match=f"^cifar10 cannot be had from {parquet.home}: \\S"):
+        data.cifar10(str(parquet.home))
+
+
+def test_parquet_files_without_datasets_say_what_to_install(parquet, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(cli.Refusal, match="is parquet: pip install datasets to read it$"):
+        data.cifar10(str(parquet.home))
+
+
+def test_without_a_folder_datasets_downloads_what_is_not_there(parquet, monkeypatch):
+    missing = types.SimpleNamespace(is_prepared=lambda: False)
+    monkeypatch.setattr(tfds, "builder", lambda *_, **__: missing)
+    monkeypatch.setattr(data, "HUB", str(parquet.home))
+    assert data.cifar10(None).train_images.shape == (6, 32, 32, 3)

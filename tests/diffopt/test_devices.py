@@ -16,7 +16,7 @@ from tests.helpers import ROOT, SAMPLERS, on_devices, report
 
 CASES = [*((name, "gaussian") for name in SAMPLERS), ("sgld", "gaussian16"), ("sgld", "rademacher")]
 STEPS = 3
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs" / "devices.md").read_text()
 
 
 def sampler(name, noise):
@@ -245,23 +245,20 @@ def collected_samples():
     assert jnp.array_equal(state.samples[0], params)
 
 
-def readme():
-    """The README's recipes: one device's parameters, three times, and a chain on each device."""
-    section = README.split("\n## Many devices\n")[1].split("\n## ")[0]
-    recipes = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+def page():
+    """The recipes of the page: one device's parameters, three times, and a chain on each device."""
+    _, *recipes = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     tx = diffopt.sghmc(0.05, 1e-3)
     rng = np.random.default_rng(1)
     sizes = (32, 512), (32,)
     batches = [tuple(np.float32(rng.normal(size=n)) for n in sizes) for _ in range(STEPS)]
     names = {"jax": jax, "jnp": jnp, "optax": optax, "diffopt": diffopt}
-    names |= {"tx": tx, "loss": loss, "batches": batches}
+    names |= {"tx": tx, "loss": loss, "batches": batches, "network": network}
     expected = exact(*train(tx, jax.jit(functools.partial(step, tx, scale=1.0))))
     moved = farthest(expected, network())
     for recipe in recipes[:3]:
-        names["params"] = network()
         exec(recipe, names)
         assert farthest(exact(names["params"], names["state"]), expected) < 1e-5 * moved, recipe
-    names["params"] = network()
     exec(recipes[3], names)
     chains = names["params"]["w"]
     assert chains.sharding.is_equivalent_to(NamedSharding(names["mesh"], P("data")), chains.ndim)
@@ -284,7 +281,7 @@ CHECKS |= {
 }
 CHECKS |= {
     check.__name__: check
-    for check in (pmap_replicas, shard_map_replicas, independent_chains, collected_samples, readme)
+    for check in (pmap_replicas, shard_map_replicas, independent_chains, collected_samples, page)
 }
 
 

@@ -134,15 +134,22 @@ def test_the_full_gradient_in_pieces(batch_size):
 
 
 def test_16_bits_keep_their_dtype_and_are_summed_in_32():
-    """The mean of 4,096 ones and a 0 that pieces of one bfloat16 each would stop at 256."""
-    data = jnp.ones(4096)
-    grad = lambda p, batch: jnp.mean(batch, dtype=jnp.float32).astype(p.dtype) + 0 * p
+    """The mean of 4,096 ones, which sums in bfloat16 leave at 256."""
+    data, zero = np.ones(4096, "float32"), jnp.zeros([], jnp.bfloat16)
+    grad = lambda p, batch: jnp.mean(batch).astype(p.dtype)
     estimator = diffopt.svrg(grad, data, 2, batch_size=1)
-    state = jax.jit(estimator.init)(jnp.zeros([], jnp.bfloat16))
-    assert state.gradient.dtype == jnp.bfloat16 and state.gradient == 1
-    like = lambda *args: jax.eval_shape(estimator.update, *args)
-    grads, state = like(jnp.zeros([], jnp.bfloat16), data[:2], state)
-    assert grads.dtype == state.gradient.dtype == jnp.bfloat16
+    with jax.numpy_dtype_promotion("strict"):
+        state = jax.jit(estimator.init)(zero)
+        grads, after = jax.eval_shape(estimator.update, zero, data[:2], state)
+    assert state.gradient == 1
+    assert grads.dtype == after.gradient.dtype == after.center.dtype == jnp.bfloat16
+
+
+def test_weak_types_do_not_stay():
+    estimator = diffopt.svrg(lambda p, batch: p * jnp.mean(batch), np.ones(4, "float32"), 2)
+    state = jax.eval_shape(estimator.init, 1.0)
+    after = jax.eval_shape(lambda s: estimator.update(1.0, np.ones(2, "float32"), s)[1], state)
+    assert not any(leaf.weak_type for leaf in jax.tree.leaves((state, after)))
 
 
 @pytest.mark.parametrize("name", ["control_variate", "svrg"])

@@ -289,7 +289,7 @@ def test_batch_size_is_positive():
 
 
 def test_a_running_average_without_samples_is_the_same_mean():
-    """The recipe of the README: `optax.incremental_update` with step size 1/n."""
+    """The recipe of the pages: `optax.incremental_update` with step size 1/n."""
     path = jax.random.normal(jax.random.key(0), (7, 4, 3))
     x = jax.random.normal(jax.random.key(1), (6, 4))
 

@@ -108,7 +108,7 @@ def size(tree):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=keeps_more) if name in ("baoab", "low_precision") else name
+        pytest.param(name, marks=keeps_more) if name in ("baoab", "ubu", "low_precision") else name
         for name in SAMPLERS
         if name != "midpoint"
     ],

@@ -90,8 +90,8 @@ def gain(entry: Entry) -> float:
 def holm(ps: Sequence[float]) -> list[float]:
     """Holm's p-values of n tests: the k-th smallest times n - k + 1, no smaller than those before.
 
-    Holm 1979, `A simple sequentially rejective multiple test procedure
-    <https://www.jstor.org/stable/4615733>`_.
+    Holm 1979, [A simple sequentially rejective multiple test
+    procedure](https://www.jstor.org/stable/4615733).
     """
     order = np.argsort(ps)
     scaled = np.asarray(ps, float)[order] * np.arange(len(ps), 0, -1)

@@ -1,0 +1,249 @@
+"""The pages of the documentation: their Python runs as it stands, their tables are the results."""
+
+import re
+from pathlib import Path
+from types import ModuleType
+
+import arviz
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from sklearn.datasets import load_digits
+
+import diffopt
+from benchmarks import tables
+from tests.helpers import assert_equal
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+README = ROOT / "README.md"
+
+
+def blocks(page: Path) -> list[str]:
+    """The Python of a page, in order."""
+    return re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+
+
+PAGES = [page for page in sorted(DOCS.glob("*.md")) if blocks(page)]
+LONG = [pytest.param(p, id=p.stem, marks=pytest.mark.slow) for p in PAGES if p.stem != "quickstart"]
+
+
+def run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+    """The names that a page leaves, run from top to bottom in an empty folder."""
+    matplotlib.use("Agg")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for number, block in enumerate(blocks(page)):
+        exec(compile(block, f"{page.name}, block {number}", "exec"), names)
+    return names
+
+
+def test_the_quickstart_runs(tmp_path, monkeypatch):
+    """And with it the README, whose Python it is."""
+    assert blocks(README) == blocks(DOCS / "quickstart.md")[:2]
+    names = run(DOCS / "quickstart.md", tmp_path, monkeypatch)
+    x, y = load_digits(return_X_y=True)
+    assert (names["logits"](names["params"], x[1500:]).argmax(1) == y[1500:]).mean() > 0.9
+    assert (tmp_path / "diabetes.png").exists()
+    covered = (names["low"] < names["y"]) & (names["y"] < names["high"])
+    assert 0.85 < covered.mean() < 0.95
+
+
+@pytest.mark.parametrize("page", LONG)
+def test_a_page_runs(page, tmp_path, monkeypatch):
+    names = run(page, tmp_path, monkeypatch)
+    CHECKS.get(page.stem, lambda names: None)(names)
+
+
+def sampling(names):
+    """Draws of the regression are those of its exact posterior, and intervals cover."""
+    x, y = (np.asarray(a, float) for a in names["data"])
+    covariance = np.linalg.inv(x.T @ x / 0.5)
+    draws = np.asarray(names["samples"].draws, float)
+    assert draws.shape == (4, 1000, 10)
+    sd = np.sqrt(np.diag(covariance))
+    assert (np.abs(draws.mean((0, 1)) - covariance @ x.T @ y / 0.5) < 0.2 * sd).all()
+    assert names["mean"].shape == (442,) and 0.85 < names["coverage"] < 0.95
+    np.testing.assert_allclose(names["lines"].mean(0), names["mean"], atol=1e-5)
+    corrected = np.asarray(names["corrected"].draws, float)
+    assert (np.abs(corrected.std((0, 1)) / sd - 1) < 0.1).all()
+
+
+def temperature(names):
+    """What the page says of each chain, to 4.5 standard errors of 20,000 chains and the step."""
+    D, lr, m, found = names["D"], names["lr"], names["m"], names["found"]
+    error = 4.5 * np.sqrt(2 / 20_000)
+    plain, heavy = 1 / (1 - lr / 2), 1 / (1 - lr / (2 * (1 + m)))
+    exact = {
+        "D": D * plain, "D, in one piece": D * plain, "D·lr": D * lr * plain,
+        "D / (1 - m)": D / (1 - m) * heavy, "D, with momentum": D * heavy,
+    }  # fmt: skip
+    assert found.keys() == exact.keys()
+    for name, variance in exact.items():
+        assert abs(found[name] / variance - 1) < error, name
+
+
+def from_optimizers(names):
+    """The wrong chains are as wrong as the page says."""
+    right, adam, uphill, decay = names["found"].values()
+    assert abs(right * (1 - names["lr"] / 2) - 1) < 4.5 * np.sqrt(2 / 20_000)
+    assert uphill > 100 and decay > 1e20
+    expected = np.sqrt(names["T"] * names["lr"] / 2) / names["T"]
+    assert 0.8 < adam / expected < 1.2 and 0.8 < names["hotter"] / (10 * expected) < 1.2
+
+
+def frameworks(names):
+    for framework in ("nnx", "linen", "equinox", "haiku"):
+        losses = names[f"{framework}_losses"]
+        assert losses[-1] < 0.2 * losses[0], framework
+    assert names["samples"].losses.shape == (1, 10)
+
+
+def logging(names):
+    """The writers are given what the services take."""
+    said = []
+
+    class Writer:
+        def add_scalar(self, tag, value, step):
+            said.append((tag, float(value), step))
+
+        def add_histogram(self, tag, values, step):
+            assert values.shape == (3,)
+
+        def log(self, values, step):
+            said.extend((tag, float(value), step) for tag, value in values.items())
+
+    draw = {"w": np.ones((2, 3))}
+    names["to_tensorboard"](Writer())(7, draw)
+    names["to_wandb"](Writer())(7, draw)
+    assert {step for *_, step in said} == {7} and len(said) == 4
+
+
+def annealing(names):
+    assert np.median(names["annealed"].losses) < 0.25 * names["descended"].losses.min()
+    assert names["samples"].draws.shape == (1, 200, 3)
+    x = np.linspace(-3, 3, 10_001)
+    density = np.exp(-names["uneven"](x) / 0.08)
+    exact = density[x < 0].sum() / density.sum()
+    assert abs((names["cold"] < 0).mean() - exact) < 0.05
+
+
+def diagnostics(names):
+    """No direction is far from its temperature at the step that was found."""
+    kinetic = names["samples"].temperatures.kinetic.mean() / names["T"]
+    assert names["step_size"] < 0.095 * 1.9 / 25 * 1.5 and abs(kinetic - 1) < 0.1
+
+
+def chains(names):
+    """The posterior is N(μ, A⁻¹), and SGHMC samples it with a covariance within O(η)."""
+    x, y = (np.asarray(names[name], float) for name in ("images", "targets"))
+    samples = np.asarray(names["samples"]["w"])
+    assert samples.shape == (4, 100, 3)
+    precision = x.T @ x + np.eye(3)
+    center = np.linalg.solve(precision, x.T @ y)
+    std = np.sqrt(np.diag(np.linalg.inv(precision)))
+    ess = np.array([arviz.ess(samples[:, :, i]) for i in range(3)], float)
+    assert (ess > 200).all()
+    assert (np.abs(samples.mean((0, 1)) - center) < 4.5 * std / np.sqrt(ess)).all()
+    np.testing.assert_allclose(samples.std((0, 1)), std, rtol=4.5 / np.sqrt(2 * ess.min()))
+    np.testing.assert_allclose(names["probs"], x @ samples.mean((0, 1)), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(names["mean"], x @ samples[0, 1:11].mean(0), rtol=1e-4, atol=1e-4)
+    assert "'w'" in str(names["named"].keys()) and "w" in str(names["idata"])
+
+
+def transformer(names):
+    assert names["average"] < names["last"] < 4
+
+
+CHECKS = {
+    check.__name__: check
+    for check in (
+        sampling, temperature, from_optimizers, frameworks, logging, annealing, diagnostics,
+        chains, transformer,
+    )
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_tables_are_those_of_the_results(page):
+    """Where this fails: python -m benchmarks.tables."""
+    text = page.read_text("utf-8")
+    assert tables.filled(text) == text
+
+
+def test_a_table_is_printed(capsys):
+    assert tables.main(["rounding_cost"]) == 0
+    assert capsys.readouterr().out.startswith("| update | ns per parameter | quartiles |\n| --- |")
+
+
+def test_every_public_name_has_its_place_in_the_api():
+    pages = "".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
+    documented = re.findall(r"^::: diffopt\.\w+\.(\w+)$", pages, re.MULTILINE)
+    public = [
+        name
+        for name, value in vars(diffopt).items()
+        if name[0] != "_" and not isinstance(value, ModuleType)
+    ]
+    assert sorted(documented) == sorted(public)
+
+
+@pytest.mark.parametrize("page", [README, DOCS / "quickstart.md"], ids=lambda page: page.stem)
+def test_the_chinese_page_has_the_same_code(page):
+    chinese = README.with_suffix(".zh-CN.md") if page == README else DOCS / "zh" / page.name
+    fences = r"^```.*?^```$"
+    code = [re.findall(fences, p.read_text("utf-8"), re.M | re.S) for p in (page, chinese)]
+    assert code[0] == code[1]
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("README*.md")), ids=lambda page: page.name)
+def test_the_links_of_a_readme_lead_somewhere(page):
+    """Those of the site are held by `mkdocs build --strict`."""
+    links = re.findall(r"\]\(([^)#]+)", page.read_text("utf-8"))
+    assert len(links) > 20
+    for link in links:
+        assert link.startswith("https://") or (ROOT / link).exists(), link
+
+
+def test_the_readme_is_short():
+    assert len(README.read_text().splitlines()) <= 150
+
+
+@pytest.mark.slow
+def test_a_checkpoint_loses_nothing(tmp_path):
+    """A run that is saved and restored goes on to the bits of one that is not."""
+    tx, keep = diffopt.low_precision(diffopt.sghmc(0.1, 0.1)), diffopt.collect(9)
+    (snippet,) = (b for b in blocks(DOCS / "checkpoints.md") if "CheckpointManager" in b)
+
+    @jax.jit
+    def step(run):
+        updates, opt_state = tx.update(run["params"], run["opt_state"], run["params"])
+        params = optax.apply_updates(run["params"], updates)
+        return {
+            "params": params, "opt_state": opt_state, "kept": keep.update(params, run["kept"])
+        }  # fmt: skip
+
+    params = {"w": jnp.ones(3, jnp.bfloat16), "none": None}
+    start = {"params": params, "opt_state": tx.init(params), "kept": keep.init(params)}
+    state = start
+    for count in range(1, 5):
+        state = step(state)
+        exec(snippet, {"ocp": ocp, "folder": tmp_path / f"of {count}", "count": count, **state})
+    for count in range(1, 5):
+        names = {"ocp": ocp, "folder": tmp_path / f"of {count}", "count": count + 1, **start}
+        exec(snippet, names)
+        restored = names["run"]
+        for _ in range(count, 4):
+            restored = step(restored)
+        assert_equal(restored, state)
+    assert not jnp.array_equal(state["params"]["w"], start["params"]["w"])
+
+
+def test_the_readme_shows_the_test_command_that_ci_runs():
+    ci = (ROOT / ".ci" / "run").read_text()
+    (command,) = re.findall(r"^python3 -m venv .*pytest.*$", ci, re.MULTILINE)
+    for page in (README, README.with_suffix(".zh-CN.md"), DOCS / "install.md"):
+        assert f"```bash\n{command}\n```" in page.read_text("utf-8")
