@@ -135,14 +135,16 @@ def bayesian_network(chains: int, draws: int) -> Problem:
 
 
 def mixture() -> Problem:
-    """25 Gaussians on a grid, each of weight 1/25; what is seen is the nearest."""
+    """25 Gaussians on a grid: the share within 0.6 of each centre, and that of none."""
     side = np.arange(-4.0, 5.0, 2.0)
     centres = jnp.asarray(np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2), jnp.float32)
     square = lambda theta: jnp.sum((theta - centres) ** 2, axis=-1)
+    inside = lambda theta: jnp.where(square(theta) < 0.36, 1.0, 0.0)
+    outside = np.exp(-0.36 / 0.06)
     return Problem(
         "25 Gaussians", lambda theta, batch=None: -jax.nn.logsumexp(-square(theta) / 0.06),
-        np.full(2, 0.03**0.5), np.full(25, 1 / 25), np.ones(25),
-        observe=lambda theta: jax.nn.one_hot(jnp.argmin(square(theta)), 25),
+        np.full(2, 0.03**0.5), np.append(np.full(25, (1 - outside) / 25), outside), np.ones(26),
+        observe=lambda theta: jnp.append(inside(theta), 1 - inside(theta).sum()),
     )  # fmt: skip
 
 
