@@ -10,9 +10,9 @@ half the sum over modes, and what lies in none, of |share - exact|, mean over ch
 
 Each sampler has its default friction or momentum, and the step size that `diffopt.find_step_size`
 gives (0.9 of it for `baoab` and `ubu`, as it advises); where that is refused at a tolerance of 5 %,
-at 10, 20 or 50 %. Control variates and SVRG take two gradients of smaller batches, so that a step
-costs as much as the others', at the step size that control variates may take; the one gradient of
-all examples at the center is not counted.
+at 10, 20 or 50 %, else it is left out. Control variates and SVRG take two gradients of smaller
+batches, so that a step costs as much as the others', at the step size that control variates may
+take; the one gradient of all examples at the center is not counted.
 
 BlackJAX's SGLD, SGHMC and SGNHT, and those of SGMCMCJax's diffusions where it is installed, run in
 the same loop on the log posterior at T = 1. Step size and friction are those of diffopt's, in their
@@ -74,11 +74,7 @@ class Way(NamedTuple):
 
 
 def step_size(name: str, problem: Problem, steps: int) -> tuple[float, str]:
-    """What `find_step_size` gives to a sampler, and what it said if it first refused.
-
-    Raises:
-      Refusal: it refuses at every tolerance.
-    """
+    """What `find_step_size` gives to a sampler, NaN for nothing; and what it first refused with."""
     start, refusal = jnp.asarray(problem.start, jnp.float32), ""
     for tolerance in TOLERANCES:
         try:
@@ -87,12 +83,12 @@ def step_size(name: str, problem: Problem, steps: int) -> tuple[float, str]:
                 size, _ = diffopt.find_step_size(
                     SAMPLERS[name], problem.loss, start, problem.data,
                     temperature=problem.temperature, tolerance=tolerance, num_steps=steps,
-                    num_chains=16, batch_size=problem.batch_size,
+                    batch_size=problem.batch_size,
                 )  # fmt: skip
             return size * (0.9 if name in ("baoab", "ubu") else 1.0), refusal
         except ValueError as error:
             refusal = refusal or cli.first_line(error)
-    raise cli.Refusal(f"{name}, {problem.name}: {refusal}")
+    return float("nan"), refusal
 
 
 def ours(
@@ -292,6 +288,8 @@ def curve(problem: Problem, way: Way, gradients: int, chains: int) -> dict[str, 
 
 def cell(row: dict[str, Any]) -> str:
     """The errors at the last number of gradients and the step size; a refused one is marked."""
+    if not row["gradients"]:
+        return "refused"
     errors = (row[kind][-1] for kind in ERRORS if row[kind])
     shown = ", ".join("diverged" if e is None or not e < 100 else f"{e:.2g}" for e in errors)
     return f"{shown} ({row['step_size']:.2g}{'*' if row['refusal'] else ''})"
@@ -324,13 +322,16 @@ def plot(rows: list[dict[str, Any]], references: dict[str, float], path: Path) -
                 color=COLORS[own.split(",")[0]], ls=STYLES.get(library, "-"),
                 marker="o" if "control" in own else "s" if "svrg" in own else None, markersize=4,
             )  # fmt: skip
-        if references[name]:
+        if references[name] and kind == "mean":
             ax.axhline(references[name], color=plots.LIGHT, label="error of NUTS' means")
         title = kind if name != "25 Gaussians" else "weights"
         ax.set(xscale="log", title=f"{name}: {title}", xlabel="gradients")
+        ax.tick_params(labelbottom=True)
         plots.log_scale(ax)
         ax.set_ylim(top=min(ax.get_ylim()[1], 10))
         ax.grid(**plots.GRID)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("error of one chain")
     pairs = (zip(*ax.get_legend_handles_labels(), strict=True) for ax in figure.axes)
     lines = {label: line for line, label in itertools.chain.from_iterable(pairs)}
     figure.legend(lines.values(), lines.keys(), loc="outside right center", frameon=False)
@@ -360,7 +361,9 @@ def main(argv: list[str] | None = None) -> None:
             for way, size, refusal in ways(problem, steps):
                 status.update(f"{name}: {way.name}")
                 row = {"problem": problem.name, "sampler": way.name, "step_size": size}
-                found = curve(problem, way, gradients, chains)
+                found: dict[str, list[float]] = {"gradients": [], "mean": [], "variance": []}
+                if size > 0:
+                    found = curve(problem, way, gradients, chains)
                 rows.append(row | {"refusal": refusal} | found)
 
     head, body = table(rows)

@@ -90,6 +90,7 @@ def test_a_velocity_of_blackjax_has_our_momentum_and_noise():
 def test_a_refused_step_size_and_a_diverged_chain_are_told():
     row = {"problem": "P", "sampler": "S", "step_size": 0.125, "refusal": "no", "gradients": [256]}
     assert samplers.cell(row | {"mean": [0.1], "variance": [None]}) == "0.1, diverged (0.12*)"
+    assert samplers.cell(row | {"gradients": [], "mean": [], "variance": []}) == "refused"
     head, body = samplers.table([row | {"refusal": "", "mean": [0.25], "variance": []}])
     assert (head, body) == (["sampler", "P"], [["S", "0.25 (0.12)"]])
 
