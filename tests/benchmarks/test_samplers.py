@@ -130,6 +130,7 @@ def test_a_quick_run_writes_the_figures_of_every_sampler(tmp_path, capsys):
     names = [row["sampler"] for row in found["rows"]]
     assert set(samplers.SAMPLERS) | {"BlackJAX sgld", "replica exchange"} <= set(names)
     assert all(row["gradients"] == [256, 512, 1024] for row in found["rows"])
-    assert all(0 < row["mean"][-1] < 1 for row in found["rows"])
+    ours = [row for row in found["rows"] if row["sampler"] in samplers.SAMPLERS]
+    assert all(0 < row["mean"][-1] < 1 and not row["variance"] for row in ours)
     assert (tmp_path / "samplers_choice.png").read_bytes().startswith(b"\x89PNG")
     assert "errors at 1,024 gradients" in capsys.readouterr().out
