@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from . import noise_map
+from . import noise_map, samplers
 from .compare import report
 from .compare.trial import panel
 from .lib import cli, files
@@ -28,7 +28,9 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").glob("**/*.md")))
 MARK = re.compile(r"(<!-- table: (\w+) -->\n)(?:.*?\n)??(<!-- end of table -->)", re.DOTALL)
-SHOWN = ("python", "jax", "optax", "flax", "blackjax", "posteriors", "torch", "devinterp")
+SHOWN = (
+    "python", "jax", "optax", "flax", "blackjax", "sgmcmcjax", "posteriors", "torch", "devinterp",
+)  # fmt: skip
 
 
 def load(name: str) -> Any:
@@ -252,6 +254,19 @@ def posterior() -> str:
     return markdown(head, rows) + origin("posterior.json", found["machine"], command)
 
 
+def samplers_compared() -> str:
+    """Errors of means and variances at equal gradients, and the step sizes that were refused."""
+    found = load("samplers.json")
+    refused = {
+        f"{row['sampler']}, {row['problem']}": None for row in found["rows"] if row["refusal"]
+    }
+    below = origin("samplers.json", found["machine"], found["command"])
+    if refused:
+        below += f" \\* Refused at a tolerance of 5 %: {'; '.join(refused)}."
+    head, body = samplers.table(found["rows"])
+    return markdown(head, [[cell.replace("*", "\\*") for cell in row] for row in body]) + below
+
+
 def llc_training() -> str:
     """λ̂ of a transformer that learns to add, along training."""
     found = load("llc_training.json")
@@ -357,6 +372,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "step_cost_transformer": lambda: step_cost("step_cost_trees.json", "transformer"),
     "train_cost": train_cost,
     "posterior": posterior,
+    "samplers": samplers_compared,
     "scaling": scaling,
     "rounding_laws": rounding_laws,
     "rounding_training": rounding_training,

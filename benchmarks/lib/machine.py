@@ -14,7 +14,7 @@ import diffopt
 
 PACKAGES = (
     "diffopt", "jax", "jaxlib", "optax", "flax", "numpy", "scikit-learn", "blackjax", "torch",
-    "posteriors",
+    "posteriors", "sgmcmcjax",
 )  # fmt: skip
 
 
