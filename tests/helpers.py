@@ -40,7 +40,9 @@ def midpoint(step_size, temperature, *, key=0, noise="gaussian"):
 
     def step(g, xi, state):
         eta, T = (
-            jnp.maximum(x(state.count) if callable(x) else x, 0) for x in (step_size, temperature)
+            # one that Optax injects beside complex parameters is complex
+            jnp.maximum(jnp.real(x(state.count) if callable(x) else x), 0)
+            for x in (step_size, temperature)
         )
         move = lambda g, a, b: -eta * g + jnp.sqrt(T * eta / 2) * (a + b)
         return jax.tree.map(move, g, xi, state.xi), state._replace(xi=xi)
