@@ -336,7 +336,11 @@ HEADLINES = {
 def headline(language: str) -> str:
     """Four figures for a front page."""
     sgld, nuts = (load("posterior.json")["diabetes"][name] for name in ("sgld", "NUTS"))
-    ns = {row["optimizer"]: row["ns_per_parameter"] for row in load("step_cost_py313.json")["rows"]}
+    ns = {
+        row["optimizer"]: row["ns_per_parameter"]
+        for row in load("step_cost_py313.json")["rows"]
+        if row["tree"] == "resnet18"
+    }
     tried = [summary.verdict for summary in verdicts()]
     law = next(law for law in load("low_precision.json")["laws"] if law["size"] == 1 / 128)
     figures = {
@@ -368,8 +372,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "noise_map": noise_on_cifar10,
     "step_cost": lambda: step_cost("step_cost.json", "resnet18"),
     "step_cost_py313": lambda: step_cost("step_cost_py313.json", "resnet18"),
-    "step_cost_lenet": lambda: step_cost("step_cost_trees.json", "lenet"),
-    "step_cost_transformer": lambda: step_cost("step_cost_trees.json", "transformer"),
+    "step_cost_intel": lambda: step_cost("step_cost_intel.json", "resnet18"),
+    "step_cost_lenet": lambda: step_cost("step_cost.json", "lenet"),
+    "step_cost_transformer": lambda: step_cost("step_cost.json", "transformer"),
+    "step_cost_transformer_py313": lambda: step_cost("step_cost_py313.json", "transformer"),
     "train_cost": train_cost,
     "posterior": posterior,
     "samplers": samplers_compared,
