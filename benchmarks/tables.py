@@ -302,6 +302,34 @@ def mixture() -> str:
     )
 
 
+def chains() -> str:
+    """What a step of a chain costs, by the number of chains."""
+    found = load("chains.json")
+    ways = ("vmap", "one after another", "blackjax")
+    rows = (
+        [str(row["chains"]), *(f"{row[way]:.1f}" for way in ways)]
+        for row in found["microseconds_per_step_and_chain"]
+    )
+    head = ["chains", "diffopt, vmapped", "diffopt, one after another", "BlackJAX SGLD, vmapped"]
+    config = found["config"]
+    command = f"python -m benchmarks.chains --rounds {config['rounds']} --steps {config['steps']}"
+    return markdown(head, rows) + origin("chains.json", found["machine"], command)
+
+
+def sampling() -> str:
+    """What `sample` costs beside a bare loop, and what its bar adds."""
+    found = load("sampling.json")
+    ways = ("bare loop", "sample", "sample with progress")
+    rows = (
+        [str(row["chains"]), *(f"{row[way]:.0f}" for way in ways), f"{row['progress']:.3f}"]
+        for row in found["microseconds_per_step"]
+    )
+    head = ["chains", *ways, "with progress over without, median of pairs"]
+    return markdown(head, rows) + origin(
+        "sampling.json", found["machine"], "python -m benchmarks.sampling"
+    )
+
+
 HEADLINES = {
     "en": (
         "what for",
@@ -369,6 +397,8 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"claim_{claim}": partial(settings, claim) for claim in panel.TITLES},
     "llc_training": llc_training,
     "mixture": mixture,
+    "chains": chains,
+    "sampling": sampling,
     "noise_map": noise_on_cifar10,
     "step_cost": lambda: step_cost("step_cost.json", "resnet18"),
     "step_cost_py313": lambda: step_cost("step_cost_py313.json", "resnet18"),
