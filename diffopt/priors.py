@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from .scalars import as_float, check_number, check_scalar, value_at
-from .trees import cast_like, check_inexact
+from .trees import cast_like, check_inexact, check_structure
 
 
 class GaussianPriorState(NamedTuple):
@@ -138,12 +138,7 @@ def gaussian_prior(
 
 def _check_center(center: Any, params: Any) -> None:
     """Raise unless `center` has the structure of `params`, and in each leaf what fits there."""
-    structure: Any = jax.tree.structure(params)
-    if jax.tree.structure(center) != structure:
-        raise TypeError(
-            f"center must have the structure of the parameters, {structure}, got"
-            f" {jax.tree.structure(center)}"
-        )
+    check_structure("center", center, params)
     leaves = jax.tree_util.tree_leaves_with_path(params)
     for (path, p), c in zip(leaves, jax.tree.leaves(center), strict=True):
         name = f"center{jax.tree_util.keystr(path)}"

@@ -64,10 +64,10 @@ def replica_exchange(
     ladder, and the samples at `temperatures[r]` are `params[jnp.argsort(state.rung)[r]]`, for
     params and state of one update. Velocities (a field `velocity` of the sampler's state) change by
     the square root of the temperatures' ratio, and the friction of `sgnht` stays at its rung, whose
-    noise it has found. Velocities of `sghmc`, `baoab` and `ubu` stand half a
-    kick behind the positions, which a swap gets wrong by O(h): with a swap tried at each step of
-    h = 0.3 `baoab`'s variances in a double well were off by up to 2 %, with one in ten by none
-    that was seen. `sgld` may swap at each step.
+    noise it has found. Velocities of `sghmc`, `baoab` and `ubu` stand half a kick behind the
+    positions, which a swap gets wrong by O(h): with a swap tried at each step of h = 0.3 `baoab`'s
+    variances in a double well were off by up to 2 %, with one in ten by none that was seen. `sgld`
+    may swap at each step.
 
     Each chain differs by its noise alone, so a loop is that of one chain under `jax.vmap`: see the
     example. What couples parameters, as clipping by a global norm, goes into `sampler`. The losses

@@ -27,13 +27,18 @@ def check_inexact(tree: Any, name: str = "params") -> None:
             )
 
 
-def check_like(name: str, tree: Any, like: Any) -> None:
-    """Raise a TypeError unless `tree` has the structure of `like` and the shapes of its leaves."""
+def check_structure(name: str, tree: Any, like: Any) -> None:
+    """Raise a TypeError unless `tree` has the structure of `like`."""
     structure: Any = jax.tree.structure(tree)
     if structure != jax.tree.structure(like):
         raise TypeError(
             f"{name} must have the structure {jax.tree.structure(like)}, got {structure}"
         )
+
+
+def check_like(name: str, tree: Any, like: Any) -> None:
+    """Raise a TypeError unless `tree` has the structure of `like` and the shapes of its leaves."""
+    check_structure(name, tree, like)
     like_leaves = jax.tree_util.tree_leaves_with_path(like)
     for (path, leaf), x in zip(like_leaves, jax.tree.leaves(tree), strict=True):
         if jnp.shape(x) != jnp.shape(leaf):

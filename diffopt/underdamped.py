@@ -51,6 +51,10 @@ def _start(params: Any, count: jax.Array, key: jax.Array) -> UnderdampedState:
     return UnderdampedState(count, key, velocity, jnp.zeros([], jnp.float32))
 
 
+def _start_with_mass_1(params: Any, count: jax.Array, key: jax.Array) -> UnderdampedState:
+    return _start(params, count, key)._replace(mass=jnp.ones([], jnp.float32))
+
+
 def _ratio(x: Any, y: jax.Array) -> jax.Array:
     """x / y, and 0 at y = 0."""
     return jnp.where(y == 0, 0, x / jnp.where(y == 0, 1, y)).astype(jnp.float32)
@@ -218,9 +222,6 @@ def baoab(
     check_scalar("temperature", temperature)
     check_number("friction", friction)
 
-    def init(params: Any, count: jax.Array, key: jax.Array) -> UnderdampedState:
-        return _start(params, count, key)._replace(mass=jnp.ones([], jnp.float32))
-
     def step(g: Any, xi: Any, state: UnderdampedState) -> tuple[Any, UnderdampedState]:
         h, T = value_at(step_size, state.count), value_at(temperature, state.count)
         gamma = as_float(friction)
@@ -231,7 +232,7 @@ def baoab(
         moves = jax.tree.map(lambda v, w: h / 2 * (v + w), kicked, velocity)
         return moves, state._replace(velocity=velocity)
 
-    return sampler(step, init, key=key, noise=noise)
+    return sampler(step, _start_with_mass_1, key=key, noise=noise)
 
 
 def ubu(
@@ -320,9 +321,6 @@ def ubu(
     check_scalar("temperature", temperature)
     check_number("friction", friction)
 
-    def init(params: Any, count: jax.Array, key: jax.Array) -> UnderdampedState:
-        return _start(params, count, key)._replace(mass=jnp.ones([], jnp.float32))
-
     def step(
         g: Any, increments: tuple[Any, Any], state: UnderdampedState
     ) -> tuple[Any, UnderdampedState]:
@@ -339,7 +337,7 @@ def ubu(
         )
         return moves, state._replace(velocity=velocity)
 
-    return sampler(step, init, increments=2, key=key, noise=noise)
+    return sampler(step, _start_with_mass_1, increments=2, key=key, noise=noise)
 
 
 def _spread(x: jax.Array) -> jax.Array:

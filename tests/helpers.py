@@ -173,6 +173,15 @@ def assert_close(a, b, **tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
 
 
+def assert_covariance(theta, v, expected):
+    """Each entry of the covariance of (θ, v) within 4.5 standard errors over the chains."""
+    x = np.stack([theta, v]).astype(np.float64)
+    measured = x @ x.T / x.shape[1]
+    diagonal = np.diag(expected)
+    standard_error = np.sqrt((np.outer(diagonal, diagonal) + expected**2) / x.shape[1])
+    assert np.all(np.abs(measured - expected) < 4.5 * standard_error), (measured, expected)
+
+
 def assert_like(a, b):
     """Two trees have the same structure, shapes and dtypes."""
     like = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)

@@ -8,19 +8,10 @@ from scipy.integrate import quad
 from scipy.linalg import solve_discrete_lyapunov
 
 import diffopt
-from tests.helpers import run, ubu_covariance
+from tests.helpers import assert_covariance, run, ubu_covariance
 
 N = 60_000  # independent chains: the elements of one leaf
 T = 0.7
-
-
-def assert_covariance(theta, v, expected):
-    """Each entry of the covariance of (θ, v) within 4.5 standard errors over the chains."""
-    x = np.stack([theta, v]).astype(np.float64)
-    measured = x @ x.T / x.shape[1]
-    diagonal = np.diag(expected)
-    standard_error = np.sqrt((np.outer(diagonal, diagonal) + expected**2) / x.shape[1])
-    assert np.all(np.abs(measured - expected) < 4.5 * standard_error), (measured, expected)
 
 
 @pytest.mark.parametrize(

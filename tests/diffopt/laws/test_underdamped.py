@@ -10,6 +10,7 @@ from scipy.optimize import brentq
 
 import diffopt
 from tests import helpers
+from tests.helpers import assert_covariance
 
 N = 60_000  # independent chains: the elements of one leaf
 T = 0.7
@@ -36,15 +37,6 @@ def baoab_covariance(h, k, friction, temperature):
     B, A = np.array([[1, 0], [-h * k, 1]]), np.array([[1, h / 2], [0, 1]])
     noise = A @ np.array([[0], [np.sqrt((1 - c**2) * temperature)]])
     return solve_discrete_lyapunov(A @ np.diag([1, c]) @ A @ B, noise @ noise.T)
-
-
-def assert_covariance(theta, v, expected):
-    """Each entry of the covariance of (θ, v) within 4.5 standard errors over the chains."""
-    x = np.stack([theta, v]).astype(np.float64)
-    measured = x @ x.T / x.shape[1]
-    diagonal = np.diag(expected)
-    standard_error = np.sqrt((np.outer(diagonal, diagonal) + expected**2) / x.shape[1])
-    assert np.all(np.abs(measured - expected) < 4.5 * standard_error), (measured, expected)
 
 
 @pytest.mark.parametrize("m,noise", [(0.0, "gaussian"), (0.5, "rademacher"), (0.9, "gaussian")])
