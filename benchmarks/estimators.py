@@ -25,6 +25,7 @@ from sklearn.datasets import load_diabetes
 import diffopt
 
 from .lib import cli, files, machine
+from .lib.problems import logistic_loss, logistic_rows
 
 ROWS, WEIGHTS = 100_000, 10  # of the logistic regression
 NOISE = 0.5  # variance of the diabetes data about the line
@@ -54,12 +55,6 @@ class Way(NamedTuple):
     estimator: diffopt.GradientEstimator
 
 
-def logistic_loss(w: jax.Array, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """The mean loss of a batch, with labels ±1."""
-    x, sign = batch
-    return jnp.mean(jax.nn.softplus(-sign * (x @ w)))
-
-
 def linear_loss(w: jax.Array, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
     """The mean of -log p of a batch, up to a constant."""
     x, y = batch
@@ -68,14 +63,7 @@ def linear_loss(w: jax.Array, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 def logistic_regression() -> Problem:
     """100,000 synthetic rows, and the posterior by Laplace's approximation."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(ROWS, WEIGHTS))
-    sign = np.where(rng.random(ROWS) < 1 / (1 + np.exp(-x @ np.linspace(-1, 1, WEIGHTS))), 1, -1)
-    w = np.zeros(WEIGHTS)
-    for _ in range(20):  # Newton's method
-        p = 1 / (1 + np.exp(-x @ w))
-        curvature = (x.T * (p * (1 - p))) @ x
-        w -= np.linalg.solve(curvature, x.T @ (p - (sign == 1)))
+    x, sign, w, curvature = logistic_rows(np.random.default_rng(0), ROWS, WEIGHTS)
     sizes = (1.0, 0.3, 0.1, 0.03, 0.01)
     return Problem("logistic", logistic_loss, (x, sign), w, np.linalg.inv(curvature), 100, sizes)
 

@@ -30,16 +30,10 @@ import diffopt
 
 from .lib import cli, files, machine, plots
 from .lib.plots import plt
+from .lib.problems import CENTRES, VARIANCE, mixture_energy
 
-CENTRES = np.stack(np.meshgrid(*[np.arange(-4.0, 5.0, 2.0)] * 2), axis=-1).reshape(-1, 2)
-VARIANCE = 0.03
 LADDER = (1.0, 2.0, 4.0, 8.0, 16.0)  # of temperatures
 RADIUS, ENOUGH = 0.25, 100  # a mode is found when so many samples are so near
-
-
-def energy(theta: jax.Array) -> jax.Array:
-    """-log p(θ) of the mixture at one point `[2]`, up to a constant."""
-    return -jax.nn.logsumexp(-jnp.sum((theta - CENTRES) ** 2, axis=-1) / (2 * VARIANCE))
 
 
 def decaying(count: jax.Array) -> jax.Array:
@@ -54,7 +48,7 @@ def sample(tx: optax.GradientTransformation, steps: int, key: jax.Array) -> jax.
 
     def step(carry: tuple[jax.Array, Any], key: jax.Array) -> tuple[tuple[jax.Array, Any], Any]:
         theta, state = carry
-        grads = jax.grad(energy)(theta) + jax.random.normal(key, (2,))
+        grads = jax.grad(mixture_energy)(theta) + jax.random.normal(key, (2,))
         updates, state = tx.update(grads, state, theta)
         theta = optax.apply_updates(theta, updates)
         return (theta, state), theta
@@ -100,7 +94,7 @@ def replicas(steps: int, seeds: int) -> np.ndarray:
     def cold(params: jax.Array, state: Any, key: jax.Array) -> jax.Array:
         def step(carry: tuple[jax.Array, Any], key: jax.Array) -> tuple[tuple[jax.Array, Any], Any]:
             params, state = carry
-            losses, grads = jax.vmap(jax.value_and_grad(energy))(params)
+            losses, grads = jax.vmap(jax.value_and_grad(mixture_energy))(params)
             grads += jax.random.normal(key, grads.shape)
             updates, state = tx.update(grads, state, params, value=losses)
             params = optax.apply_updates(params, updates)

@@ -3,10 +3,37 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import blackjax
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+CENTRES = np.stack(np.meshgrid(*[np.arange(-4.0, 5.0, 2.0)] * 2), axis=-1).reshape(-1, 2)
+VARIANCE = 0.03  # of each of the 25 Gaussians
+
+
+def mixture_energy(theta: jax.Array) -> jax.Array:
+    """-log p(θ) of the 25 Gaussians at one point `[2]`, up to a constant."""
+    return -jax.nn.logsumexp(-jnp.sum((theta - CENTRES) ** 2, axis=-1) / (2 * VARIANCE))
+
+
+def logistic_loss(w: jax.Array, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """The mean loss of a batch, with labels ±1."""
+    x, sign = batch
+    return jnp.mean(jax.nn.softplus(-sign * (x @ w)))
+
+
+def logistic_rows(
+    rng: np.random.Generator, rows: int, weights: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Synthetic rows and labels ±1; the mode of their logistic regression, and its curvature."""
+    x = rng.normal(size=(rows, weights))
+    sign = np.where(rng.random(rows) < 1 / (1 + np.exp(-x @ np.linspace(-1, 1, weights))), 1, -1)
+    w = np.zeros(weights)
+    for _ in range(20):  # Newton's method
+        p = 1 / (1 + np.exp(-x @ w))
+        curvature = (x.T * (p * (1 - p))) @ x
+        w -= np.linalg.solve(curvature, x.T @ (p - (sign == 1)))
+    return x, sign, w, curvature
 
 
 class Problem(NamedTuple):
@@ -61,19 +88,8 @@ def eight_schools() -> Problem:
 def logistic_regression(rows: int) -> Problem:
     """Synthetic rows in batches of 100; the law by draws of Laplace's approximation, weighted."""
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(rows, 10))
-    sign = np.where(rng.random(rows) < 1 / (1 + np.exp(-x @ np.linspace(-1, 1, 10))), 1, -1)
-
-    def loss(w: jax.Array, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
-        x, sign = batch
-        return jnp.mean(jax.nn.softplus(-sign * (x @ w)))
-
-    w = np.zeros(10)
-    for _ in range(20):  # Newton's method
-        p = 1 / (1 + np.exp(-x @ w))
-        hessian = (x.T * (p * (1 - p))) @ x / rows
-        w -= np.linalg.solve(hessian, x.T @ (p - (sign == 1)) / rows)
-    scale = np.linalg.inv(np.linalg.cholesky(hessian * rows)).T
+    x, sign, w, curvature = logistic_rows(rng, rows, 10)
+    scale = np.linalg.inv(np.linalg.cholesky(curvature)).T
     normal = rng.normal(size=(2000, 10))
     normal = np.vstack([normal, -normal])
     log_weight = [
@@ -88,7 +104,7 @@ def logistic_regression(rows: int) -> Problem:
     deviation = np.sqrt(square - shift**2)
     data = jnp.asarray(x, jnp.float32), jnp.asarray(sign, jnp.float32)
     return Problem(
-        "logistic regression", loss, w + shift + deviation, w + shift, deviation, 1 / rows,
+        "logistic regression", logistic_loss, w + shift + deviation, w + shift, deviation, 1 / rows,
         data=data, batch_size=100, mode=w,
     )  # fmt: skip
 
@@ -101,6 +117,8 @@ def network(theta: jax.Array, x: jax.Array) -> jax.Array:
 
 def bayesian_network(chains: int, draws: int) -> Problem:
     """A wave seen through noise, with a gap; standard normal priors, and NUTS for the functions."""
+    import blackjax
+
     rng = np.random.default_rng(0)
     places = np.concatenate([rng.uniform(-2, -0.7, 30), rng.uniform(0.6, 2, 30)])
     y = jnp.asarray(np.sin(2 * places) + 0.2 * rng.normal(size=60), jnp.float32)
@@ -136,14 +154,12 @@ def bayesian_network(chains: int, draws: int) -> Problem:
 
 def mixture() -> Problem:
     """25 Gaussians on a grid: the share within 0.6 of each centre, and that of none."""
-    side = np.arange(-4.0, 5.0, 2.0)
-    centres = jnp.asarray(np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2), jnp.float32)
-    square = lambda theta: jnp.sum((theta - centres) ** 2, axis=-1)
+    square = lambda theta: jnp.sum((theta - CENTRES) ** 2, axis=-1)
     inside = lambda theta: jnp.where(square(theta) < 0.36, 1.0, 0.0)
-    outside = np.exp(-0.36 / 0.06)
+    outside = np.exp(-0.36 / (2 * VARIANCE))
     return Problem(
-        "25 Gaussians", lambda theta, batch=None: -jax.nn.logsumexp(-square(theta) / 0.06),
-        np.full(2, 0.03**0.5), np.append(np.full(25, (1 - outside) / 25), outside), np.ones(26),
+        "25 Gaussians", lambda theta, batch=None: mixture_energy(theta),
+        np.full(2, VARIANCE**0.5), np.append(np.full(25, (1 - outside) / 25), outside), np.ones(26),
         observe=lambda theta: jnp.append(inside(theta), 1 - inside(theta).sum()),
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ import pytest
 from scipy.stats import chisquare
 
 import diffopt
-from benchmarks.mixture import CENTRES, VARIANCE
+from benchmarks.lib.problems import CENTRES, VARIANCE
 
 LADDER = np.array([0.08, 0.16, 0.35, 0.8])
 GRID = np.linspace(-3.5, 3.5, 20_001)
