@@ -2,6 +2,7 @@
 
     python -m benchmarks.compare                                  # digits, no download
     python -m benchmarks.compare --dataset cifar10 --data-dir DIR
+    python -m benchmarks.compare --dataset cifar10 --data-dir DIR --claims overfits tuning
     python -m benchmarks.compare --quick                          # a minute
     python -m benchmarks.compare --checkpoint DIR                 # killed, it goes on from there
     srun python -m benchmarks.compare --distributed               # on many hosts
@@ -12,12 +13,13 @@ tried, each where it is decided: see `trial`.
 """
 
 import contextlib
+from functools import partial
 from typing import Any
 
 import jax
 from rich.console import Console
 
-from ..lib import cli, machine
+from ..lib import cli, data, machine
 from . import distributed, metrics, options, report, run
 from .trial import trial
 
@@ -27,7 +29,9 @@ def main(argv: list[str] | None = None) -> int:
     """Parse the command line, train, report."""
     chosen = options.parse(argv, __doc__)
     if chosen.tune:
-        trial.tune(chosen.claims, print)
+        named = chosen.dataset == "cifar10"
+        cifar10 = data.load("cifar10", chosen.data_dir) if named else None
+        trial.tune(chosen.claims, partial(print, flush=True), cifar10)
         return 0
     if chosen.distributed:
         distributed.connect()
@@ -60,8 +64,9 @@ def compare(chosen: options.Options, held: contextlib.ExitStack) -> int:
                     metrics.keep_earlier(chosen.out, found["config"], bool(chosen.checkpoint))
                 metrics.save(chosen.out, found)
         with console.status("the trial") as bar:
-            say = lambda claim: bar.update(f"the trial: {claim}")
-            for entries in trial.run(chosen.claims, chosen.size, chosen.out, say):
+            say = lambda text: bar.update(f"the trial: {text}")
+            cifar10 = dataset if chosen.dataset == "cifar10" else None
+            for entries in trial.run(chosen.claims, chosen.size, chosen.out, say, cifar10):
                 found["claims"] += entries
                 metrics.save(chosen.out, found)
     except (KeyboardInterrupt, cli.Refusal) as error:

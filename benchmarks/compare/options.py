@@ -14,7 +14,7 @@ import optax
 import diffopt
 
 from ..lib import cli, machine
-from .trial.trial import CLAIMS
+from .trial.trial import CLAIMS, ON_CIFAR10
 
 # name: (learning rate, temperature, PRNG key) -> transformation
 BUILDERS: dict[str, Callable[[float, float, Any], optax.GradientTransformation]] = {
@@ -166,8 +166,8 @@ def parse(argv: list[str] | None, doc: str | None) -> Options:
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--claims", nargs="+", choices=tuple(CLAIMS), metavar="NAME",
-        help=f"claims to try, on digits, after the runs: any of {' '.join(CLAIMS)} (default: all,"
-        " none with cifar10)",
+        help=f"claims to try after the runs: any of {' '.join(CLAIMS)} (default: all; with cifar10"
+        f" none, and of {' '.join(ON_CIFAR10)} those that are named)",
     )  # fmt: skip
     which.add_argument("--no-claims", action="store_true", help="the runs alone, no trial")
     parser.add_argument(
@@ -187,6 +187,16 @@ def parse(argv: list[str] | None, doc: str | None) -> Options:
         cli.once(option, [name for name, _ in values])
     if args.dataset not in DEFAULTS:
         parser.error(f"unknown dataset {args.dataset!r}: choose one of {', '.join(DEFAULTS)}")
+    if args.dataset == "cifar10":
+        if others := [claim for claim in args.claims or () if claim not in ON_CIFAR10]:
+            parser.error(
+                f"--claims {' '.join(others)} with --dataset cifar10: only"
+                f" {' and '.join(ON_CIFAR10)} are tried there"
+            )
+        if args.tune and not args.claims:
+            parser.error(f"--tune with --dataset cifar10: name --claims {' '.join(ON_CIFAR10)}")
+    elif args.data_dir is not None:
+        parser.error(f"--data-dir {args.data_dir} without --dataset cifar10: digits have no folder")
     for name, _ in args.learning_rate + args.temperature:
         if name not in args.optimizers:
             parser.error(f"a value for {name}, which is not among --optimizers")

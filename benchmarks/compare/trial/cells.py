@@ -21,11 +21,11 @@ Record = Callable[[str, str, list[tuple[Settings, float]]], None]
 Keep = Callable[[str, Any, Callable[[], Result]], Result]
 
 
-def keeper(folder: Path | None) -> Keep:
+def keeper(folder: Path | None, say: Callable[[str], None] = lambda text: None) -> Keep:
     """`keep(name, what, compute)`: the result of a cell, computed once for all that ask for it.
 
     `what` decides the result, beside the name and the program. With a folder, results are read from
-    there and written there, so that a run that was killed goes on.
+    there and written there, so that a run that was killed goes on. Each that is computed is said.
     """
     memory: dict[str, Result] = {}
 
@@ -38,6 +38,7 @@ def keeper(folder: Path | None) -> Keep:
         if file and file.exists():
             result = json.loads(file.read_text("utf-8"))["result"]
         else:
+            say(f"{name}, run {len(memory) + 1}")
             result = compute()
             if file:
                 file.parent.mkdir(parents=True, exist_ok=True)

@@ -19,8 +19,9 @@ import optax
 
 import diffopt
 
-from . import digits, overfits, tuned
+from . import overfits, tuned
 from .cells import Keep, Record, Result, Settings, grid, measured
+from .networks import DIGITS
 from .statistics import Entry, entry
 
 
@@ -267,9 +268,9 @@ def run(size: str, keep: Keep) -> list[Entry]:
     if chosen.network:
         methods = {name: overfits.SINGLES[name] for name in overfits.SINGLES if "last" in name}
         entries += overfits.compared(
-            "escapes", CONTROLS[1], "error",
+            "escapes", DIGITS, CONTROLS[1], "error",
             {overfits.COOLED: overfits.SINGLES[overfits.COOLED]} | methods,
-            tuned.load("overfits")["0 %"], 0.0, digits.SIZES[size], keep,
+            tuned.load("overfits")["0 %"], 0.0, overfits.SIZES[DIGITS.name][size], keep,
         )  # fmt: skip
     return entries
 

@@ -1,9 +1,9 @@
-"""Does noise keep a network from fitting wrong labels? Digits with labels replaced at random.
+"""Does noise keep a network from fitting wrong labels? Some are replaced at random.
 
-No clean validation set says when to stop. The diffusion is `sghmc`, averaged, or cooled to one
-network; its rivals are momentum and AdamW, averaged, stopped early, with mean weights, with
-snapshots, and an ensemble at equal cost, each tuned by as many trials on noisy validation labels;
-and both as they come, untuned. The control is clean labels.
+Digits, and CIFAR-10 where it is named. No clean validation set says when to stop. The diffusion is
+`sghmc`, averaged, or cooled to one network; its rivals are momentum and AdamW, averaged, stopped
+early, with mean weights, with snapshots, and an ensemble at equal cost, each tuned by as many
+trials on noisy validation labels; and both as they come, untuned. The control is clean labels.
 """
 
 from collections.abc import Mapping
@@ -11,13 +11,13 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from . import digits, tuned
+from . import networks, tuned
 from .cells import Keep, Record, Settings, grid
-from .digits import TRAIN, Run, Size
+from .networks import DIGITS, Run, Size, Task
 from .statistics import Entry, entry
 
-SCORED_BY = "mean NLL of the noisy validation labels, 8 seeds"
-CONTROLS = ("clean labels",)
+SCORED_BY = "mean NLL of the noisy validation labels, 8 seeds (on CIFAR-10, 2)"
+CONTROLS = ("clean labels", "CIFAR-10, clean labels")
 
 
 class Method(NamedTuple):
@@ -48,29 +48,47 @@ SINGLES = {
     "adamw, stopped early": AVERAGES["adamw, stopped early"],
 }
 METHODS = AVERAGES | SINGLES
-# As they come: customary values, and a temperature of 1/N.
-UNTUNED: dict[str, Settings] = {
-    DIFFUSION: {"learning_rate": 0.01, "weight_decay": 5e-4, "temperature": 1 / TRAIN},
-    "momentum": {"learning_rate": 0.01, "weight_decay": 5e-4},
-    "adamw": {"learning_rate": 0.001, "weight_decay": 0.01},
-}
 GRIDS = {
-    "sghmc": grid(
-        learning_rate=[0.01, 0.03], weight_decay=[3e-3, 1e-2], temperature=[2e-4, 6e-4, 2e-3]
-    ),
-    "momentum": grid(learning_rate=[0.003, 0.01, 0.03], weight_decay=[1e-3, 3e-3, 1e-2, 3e-2]),
-    "adamw": grid(learning_rate=[3e-4, 1e-3, 3e-3], weight_decay=[0.03, 0.1, 0.3, 1.0]),
+    "digits": {
+        "sghmc": grid(
+            learning_rate=[0.01, 0.03], weight_decay=[3e-3, 1e-2], temperature=[2e-4, 6e-4, 2e-3]
+        ),
+        "momentum": grid(learning_rate=[0.003, 0.01, 0.03], weight_decay=[1e-3, 3e-3, 1e-2, 3e-2]),
+        "adamw": grid(learning_rate=[3e-4, 1e-3, 3e-3], weight_decay=[0.03, 0.1, 0.3, 1.0]),
+    },
+    "CIFAR-10": {
+        "sghmc": grid(
+            learning_rate=[0.01, 0.03], weight_decay=[6e-3, 1.2e-2], temperature=[5e-5, 2e-4]
+        ),
+        "momentum": grid(learning_rate=[0.01, 0.03], weight_decay=[3e-3, 6e-3, 1.2e-2, 2.4e-2]),
+        "adamw": grid(learning_rate=[5e-4, 2e-3], weight_decay=[0.5, 1.0, 2.0, 4.0]),
+    },
 }
 SHARES = {
     "quick": (("40 %", 0.4),),
     "default": (("40 %", 0.4), ("0 %", 0.0)),
     "full": (("20 %", 0.2), ("40 %", 0.4), ("60 %", 0.6), ("0 %", 0.0)),
 }
+SIZES = {
+    "digits": {"quick": Size(20, 12), "default": Size(60, 16), "full": Size(150, 32)},
+    "CIFAR-10": {"quick": Size(4, 12), "default": Size(16, 12), "full": Size(30, 12)},
+}
+TUNING_SEEDS = {"digits": 8, "CIFAR-10": 2}
 METRICS = {"error": "test error, %", "NLL": "test NLL, nats", "memorised": "memorised, %"}
+
+
+def untuned(task: Task) -> dict[str, Settings]:
+    """Methods as they come: customary values, and a temperature of 1/N."""
+    return {
+        DIFFUSION: {"learning_rate": 0.01, "weight_decay": 5e-4, "temperature": 1 / task.train},
+        "momentum": {"learning_rate": 0.01, "weight_decay": 5e-4},
+        "adamw": {"learning_rate": 0.001, "weight_decay": 0.01},
+    }
 
 
 def compared(
     claim: str,
+    task: Task,
     setting: str,
     metric: str,
     methods: dict[str, Method],
@@ -84,31 +102,31 @@ def compared(
     for name in [name for name in methods if name in settings]:
         optimizer, predictor, options = methods[name]
         hp = {"epochs": size.epochs} | settings[name] | dict(options)
-        result = digits.tested(keep, Run(optimizer, hp, wrong, 0, size.seeds))
+        result = networks.tested(keep, task, Run(optimizer, hp, wrong, 0, size.seeds))
         found[name] = (name, result["values"][f"{metric}, {predictor}"], result["seconds"])
     diffusion, *rivals = found.values()
     return [
-        entry(claim, setting, METRICS[metric], diffusion, rival, lower_is_better=True)
+        entry(claim, task.prefix + setting, METRICS[metric], diffusion, rival, lower_is_better=True)
         for rival in rivals
     ]
 
 
-def run(size: str, keep: Keep) -> list[Entry]:
+def run(size: str, keep: Keep, task: Task = DIGITS) -> list[Entry]:
     """The entries of the claim."""
-    of = partial(compared, "overfits", size=digits.SIZES[size], keep=keep)
-    frozen = tuned.load("overfits")
+    of = partial(compared, "overfits", task, size=SIZES[task.name][size], keep=keep)
+    frozen = tuned.load(f"{task.prefix}overfits")
     entries = []
     for name, wrong in SHARES[size]:
         # one choice of settings for all shares of wrong labels, another for clean ones
         best = frozen["40 %" if wrong else "0 %"]
         if not wrong:
             for metric in ("error", "NLL"):
-                setting = f"{CONTROLS[0]}, tuned: {metric}"
+                setting = f"clean labels, tuned: {metric}"
                 entries += of(setting, metric, AVERAGES, best, wrong)
             continue
         for metric in ("error", "memorised"):
             setting = f"{name} wrong labels, untuned: {metric}"
-            entries += of(setting, metric, AVERAGES, UNTUNED, wrong)
+            entries += of(setting, metric, AVERAGES, untuned(task), wrong)
         if size != "quick":
             for metric in ("error", "NLL"):
                 setting = f"{name} wrong labels, tuned: {metric}"
@@ -118,19 +136,20 @@ def run(size: str, keep: Keep) -> list[Entry]:
     return entries
 
 
-def tune(record: Record) -> None:
-    """Twelve trials of each method at 40 % wrong labels, and of the averages at 0 %."""
-    epochs = digits.SIZES["default"].epochs
+def tune(record: Record, task: Task = DIGITS) -> None:
+    """As many trials of each method at 40 % wrong labels, and of the averages at 0 %."""
+    epochs = SIZES[task.name]["default"].epochs
+    seeds = TUNING_SEEDS[task.name]
     few = (DIFFUSION, "momentum", "adamw", COOLED, "momentum, last", "adamw, last")
     clean = {name: METHODS[name] for name in few}
     for share, wrong, methods in (("40 %", 0.4, METHODS), ("0 %", 0.0, clean)):
         scores: dict[str, list[dict[str, float]]] = {}
         for name, (optimizer, predictor, options) in methods.items():
-            points = GRIDS[optimizer]
+            points = GRIDS[task.name][optimizer]
             shared = f"{optimizer} {options}"  # the predictors of one run share their trials
             if shared not in scores:
                 fixed = {"epochs": epochs, **options}
-                runs = [Run(optimizer, hp | fixed, wrong, 1000, 8) for hp in points]
-                scores[shared] = [digits.validate(run) for run in runs]
+                runs = [Run(optimizer, hp | fixed, wrong, 1000, seeds) for hp in points]
+                scores[shared] = [networks.validate(task, run) for run in runs]
             values = [score[predictor] for score in scores[shared]]
             record(share, name, list(zip(points, values, strict=True)))

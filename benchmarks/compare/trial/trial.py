@@ -9,7 +9,8 @@ from types import ModuleType
 from typing import Any
 
 from ...lib import machine
-from . import cost, escapes, overfits, stable, tuned, tuning
+from ...lib.data import Data
+from . import cost, escapes, networks, overfits, stable, tuned, tuning
 from .cells import Settings, keeper
 from .statistics import Entry, judge
 
@@ -20,45 +21,51 @@ CLAIMS: dict[str, ModuleType] = {
     "tuning": tuning,
     "cost": cost,
 }
+ON_CIFAR10 = ("overfits", "tuning")  # tried there where it is named; the others know none
 CONTROLS: dict[str, Sequence[str]] = {name: claim.CONTROLS for name, claim in CLAIMS.items()}
 
 
 def run(
-    claims: Sequence[str], size: str, out: Path, done: Callable[[str], None]
-) -> Iterator[list[Entry]]:
+    claims: Sequence[str], size: str, out: Path, say: Callable[[str], None],
+    cifar10: Data | None = None,
+) -> Iterator[list[Entry]]:  # fmt: skip
     """The entries of each claim in turn; the map of `tuning` is drawn into the folder `out`.
 
-    Two claims are tried at a time, the cost on its own. In full, finished cells are kept in `out`
-    and not run again.
+    Two claims are tried at a time, the cost on its own. In full and on CIFAR-10, finished cells are
+    kept in `out` and not run again.
     """
-    keep = keeper(out / "trial" if size == "full" else None)
+    keep = keeper(out / "trial" if size == "full" or cifar10 else None, say)
+    task = networks.cifar10(cifar10, size) if cifar10 else networks.DIGITS
 
     def entries(claim: str) -> list[Entry]:
-        return judge(CLAIMS[claim].run(size, keep))
+        of = (task,) if cifar10 else ()
+        return judge(CLAIMS[claim].run(size, keep, *of))
 
     pool = ThreadPoolExecutor(min(2, machine.cores()))
     try:
         found = {claim: pool.submit(entries, claim) for claim in claims if claim != "cost"}
         for claim, future in found.items():
-            done(claim)
+            say(claim)
             yield future.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     if "tuning" in claims:
-        longest, _ = tuning.maps(tuning.SIZES[size][-1], keep)
-        tuning.plot_maps(longest, out / "tuning.png")
+        longest, _ = tuning.maps(tuning.SIZES[task.name][size][-1], keep, task)
+        tuning.plot_maps(longest, out / "tuning.png", task)
     if "cost" in claims:
-        done("cost")
+        say("cost")
         yield entries("cost")
 
 
-def tune(claims: Sequence[str], done: Callable[[str], None]) -> None:
+def tune(claims: Sequence[str], say: Callable[[str], None], cifar10: Data | None = None) -> None:
     """Find the settings of the claims, on seeds and instances that the trial does not have."""
+    task = networks.cifar10(cifar10, "default") if cifar10 else networks.DIGITS
     for claim in (claim for claim in claims if hasattr(CLAIMS[claim], "tune")):
-        tuned.store(claim, found(CLAIMS[claim], done))
+        of = (task,) if cifar10 else ()
+        tuned.store(f"{task.prefix}{claim}", found(CLAIMS[claim], say, *of))
 
 
-def found(claim: ModuleType, done: Callable[[str], None]) -> dict[str, Any]:
+def found(claim: ModuleType, say: Callable[[str], None], *of: networks.Task) -> dict[str, Any]:
     """Every trial of a claim with its score, and each method's settings of the least."""
     chosen: list[dict[str, Any]] = []
     trials: list[dict[str, Any]] = []
@@ -71,10 +78,10 @@ def found(claim: ModuleType, done: Callable[[str], None]) -> dict[str, Any]:
             where | {"settings": hp, "score": score if math.isfinite(score) else None}
             for hp, score in scores
         )
-        done(f"{setting}, {method}: {least:.4g} with {best}")
+        say(f"{setting}, {method}: {least:.4g} with {best}")
 
     start = time.perf_counter()
-    claim.tune(record)
+    claim.tune(record, *of)
     return {
         "scored_by": claim.SCORED_BY,
         "machine": machine.line(machine.describe()),
