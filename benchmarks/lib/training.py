@@ -121,11 +121,11 @@ def make_epoch(
     return epoch
 
 
-@partial(jax.jit, static_argnums=0)
-def predict(graphdef: Any, params: Any, images: jax.Array) -> jax.Array:
+@partial(jax.jit, static_argnums=(0, 3))
+def predict(graphdef: Any, params: Any, images: jax.Array, batch_size: int = 100) -> jax.Array:
     """Class probabilities `[examples, classes]`, computed in batches that fit in cache."""
     model, examples = nnx.merge(graphdef, params), len(images)
-    batch_size = min(100, examples)
+    batch_size = min(batch_size, examples)
     batches = jnp.arange(-(-examples // batch_size) * batch_size).reshape(-1, batch_size) % examples
     logits = jax.lax.map(lambda index: model(images[index]), batches)
     return jax.nn.softmax(logits.reshape(-1, logits.shape[-1])[:examples])

@@ -16,6 +16,7 @@ from benchmarks.compare.trial import (
     cost,
     digits,
     escapes,
+    networks,
     overfits,
     panel,
     stable,
@@ -24,6 +25,7 @@ from benchmarks.compare.trial import (
     tuned,
     tuning,
 )
+from benchmarks.lib import data
 from tests.benchmarks import helpers
 
 pytestmark = pytest.mark.slow
@@ -150,31 +152,78 @@ def test_each_method_descends_on_rastrigin(method):
 
 def test_labels_are_wrong_as_often_as_asked():
     _, true, _, _ = digits.load()
-    orders, labels = digits.with_wrong_labels(range(20), 0.4)
-    assert len(true) == digits.TRAIN + digits.VALIDATION
+    orders, labels = networks.with_wrong_labels(networks.DIGITS, range(20), 0.4)
+    assert len(true) == networks.DIGITS.train + networks.DIGITS.validation
     wrong = (labels != true[orders]).mean()
     expected, examples = 0.4 * 0.9, labels.size
     assert abs(wrong - expected) < 4.5 * np.sqrt(expected * (1 - expected) / examples)
-    clean_orders, clean = digits.with_wrong_labels(range(2), 0.0)
+    clean_orders, clean = networks.with_wrong_labels(networks.DIGITS, range(2), 0.0)
     assert (clean == true[clean_orders]).all() and (clean_orders == orders[:2]).all()
 
 
 def test_networks_learn_and_what_they_predict_is_as_named():
+    task = networks.DIGITS
     hp = {"epochs": 4, "learning_rate": 0.03, "weight_decay": 0.0, "temperature": 0.0}
-    found, labels, seconds = digits.predictions(digits.Run("sghmc", hp, 0.0, 0, 2))
-    assert set(found) == set(digits.PREDICTORS) and seconds > 0
-    error, _ = digits.error_and_nll(found["last"][:, : digits.TRAIN], labels[:, : digits.TRAIN])
+    found, _, labels, seconds = networks.predictions(task, networks.Run("sghmc", hp, 0.0, 0, 2))
+    assert set(found) == set(networks.PREDICTORS) and seconds > 0
+    error, _ = networks.error_and_nll(found["last"][:, : task.train], labels[:, : task.train])
     assert (error < 10).all()
     assert np.allclose(found["average"], found["last"])  # of epochs 3 and 4, every other
-    cold, _, _ = digits.predictions(digits.Run("sghmc", hp | {"cool": 1.0}, 0.0, 0, 2))
+    cold, *_ = networks.predictions(task, networks.Run("sghmc", hp | {"cool": 1.0}, 0.0, 0, 2))
     assert np.array_equal(cold["last"], found["last"])  # at T = 0 there is nothing to cool
-    crowd, _, _ = digits.predictions(digits.Run("sghmc", hp | {"members": 4}, 0.0, 0, 2))
+    crowd, *_ = networks.predictions(task, networks.Run("sghmc", hp | {"members": 4}, 0.0, 0, 2))
     assert not np.allclose(crowd["average"], crowd["last"])
 
 
+def test_the_cnn_learns_one_seed_after_another_as_it_does_vmapped(monkeypatch):
+    helpers.make_small(monkeypatch, 200)
+    counts = {"train": 160, "validation": 40, "tests": 50, "batch": 20}
+    task = networks.with_cnn("a few digits", data.digits(), **counts)
+    run = networks.Run("momentum", {"epochs": 8, "learning_rate": 0.01}, 0.0, 0, 2)
+    found, orders, labels, _ = networks.predictions(task, run)
+    assert orders.shape == (2, 200) and found["last"].shape == (2, 250, 10)
+    error, _ = networks.error_and_nll(found["last"][:, :160], labels[:, :160])
+    assert (error < 20).all()
+    at_once, *_ = networks.predictions(task._replace(vmapped=True), run)
+    assert np.allclose(found["average"], at_once["average"], atol=1e-4)
+    unseen, *_ = networks.predictions(task, run, tested=False)
+    assert unseen["last"].shape == (2, 200, 10)
+    assert np.allclose(unseen["last"], found["last"][:, :200], atol=1e-4)
+
+
+def test_cifar10_is_tried_on_as_many_images_as_a_size_has():
+    few = jax.eval_shape(lambda: jnp.zeros((3, 32, 32, 3)))
+    dataset = data.Data(few, few, few, few)
+    quick, default, full = (networks.cifar10(dataset, size) for size in overfits.SHARES)
+    assert quick.train < default.train < full.train == 45_000
+    assert full.train + full.validation == 50_000
+    for task in (quick, default, full):
+        assert task.train % task.batch == 0 and task.prefix == "CIFAR-10, "
+
+
+def test_the_job_tries_claims_on_cifar10(tmp_path, monkeypatch):
+    x, y, test_x, test_y = (np.asarray(part) for part in helpers.digits())
+    images = lambda x: jnp.asarray(np.repeat(x, 3, axis=-1))
+    dataset = data.Data(images(x), jnp.asarray(y), images(test_x), jnp.asarray(test_y))
+    helpers.make_small(monkeypatch)
+    monkeypatch.setattr(data, "cifar10", lambda folder: dataset)
+    monkeypatch.setattr(data, "out_of_distribution", lambda name: dataset.test_images[:50])
+    monkeypatch.setitem(overfits.SIZES["CIFAR-10"], "quick", networks.Size(2, 4))
+    arguments = ["--dataset", "cifar10", "--data-dir", tmp_path, "--claims", "overfits", "--quick"]
+    arguments += ["--epochs", "1", "--optimizers", "sgd", "--out", tmp_path]
+    assert helpers.status(main, *arguments) == 0
+    found = json.loads((tmp_path / "metrics.json").read_text())["claims"]
+    assert len(found) == 4 and all(e["setting"].startswith("CIFAR-10, 40 %") for e in found)
+    (kept,) = {len(list((tmp_path / "trial").iterdir()))}
+    assert kept == 3  # one for each optimizer, and not run again
+    again = lambda *_: pytest.fail("a finished cell is run again")
+    monkeypatch.setattr(networks, "test", again)
+    assert helpers.status(main, *arguments) == 0
+
+
 def test_a_diverged_network_predicts_all_classes_alike():
-    run = digits.Run("sghmc", {"epochs": 4, "learning_rate": 1e6}, 0.0, 0, 2)
-    result = digits.test(run)["values"]
+    run = networks.Run("sghmc", {"epochs": 4, "learning_rate": 1e6}, 0.0, 0, 2)
+    result = networks.test(networks.DIGITS, run)["values"]
     assert np.allclose(result["NLL, last"], np.log(10))
 
 
@@ -229,7 +278,9 @@ def test_cells_are_kept_on_disk(tmp_path):
 
 def test_tuning_keeps_every_trial_and_chooses_the_least(tmp_path, monkeypatch):
     monkeypatch.setattr(tuned, "FILE", tmp_path / "settings.json")
-    fake = lambda record: record("here", "adam", [({"lr": 1}, 3.0), ({"lr": 2}, float("nan"))])
+    fake = lambda record, task: record(
+        "here", "adam", [({"lr": 1}, 3.0), ({"lr": 2}, float("nan"))]
+    )
     monkeypatch.setattr(overfits, "tune", fake)
     trial.tune(["overfits", "cost"], lambda text: None)
     assert tuned.load("overfits") == {"here": {"adam": {"lr": 1}}}
@@ -242,14 +293,17 @@ def test_frozen_settings_are_there_for_all_that_is_run(size):
     """Every claim but the cost, whose results are made up."""
 
     def keep(name, what, compute):
-        names = [f"{m}, {p}" for m in overfits.METRICS for p in digits.PREDICTORS]
+        names = [f"{m}, {p}" for m in overfits.METRICS for p in networks.PREDICTORS]
         values = {n: list(range(PAIRS)) for n in [*names, "energy", "late", "change"]}
         return {"values": values, "seconds": 1.0}
 
-    for claim in ("escapes", "stable", "overfits", "tuning"):
-        found = statistics.judge(trial.CLAIMS[claim].run(size, keep))
+    cifar10 = networks.DIGITS._replace(name="CIFAR-10")
+    tried = [(claim, ()) for claim in ("escapes", "stable", "overfits", "tuning")]
+    for claim, of in tried + [(claim, (cifar10,)) for claim in trial.ON_CIFAR10]:
+        found = statistics.judge(trial.CLAIMS[claim].run(size, keep, *of))
         assert {each["claim"] for each in found} == {claim}
         (summary,) = panel.summarize(found, trial.CONTROLS)
+        assert not of or all(each["setting"].startswith("CIFAR-10, ") for each in found)
         assert size == "quick" or any(setting.control for setting in summary.settings)
 
 
@@ -316,6 +370,9 @@ def test_which_claims_are_tried(arguments, claims, size):
         (["--claims", "cost", "--no-claims"], "not allowed with argument"),
         (["--claims", "cost", "--distributed"], "the trial is of one process"),
         (["--tune", "--no-claims"], "nothing to tune"),
+        (["--dataset", "cifar10", "--claims", "tuning", "cost"], "--claims cost with --dataset"),
+        (["--dataset", "cifar10", "--tune"], "name --claims overfits tuning"),
+        (["--data-dir", "images"], "--data-dir images without --dataset cifar10"),
     ],
 )
 def test_options_of_the_trial_that_contradict(arguments, sentence, capsys):

@@ -61,7 +61,7 @@ def measured(
     """
     arguments, traced = jax.tree.map(jnp.asarray, (arguments, traced))
     shapes = jax.tree.map(lambda x: f"{x.dtype}{x.shape}", (arguments, traced))
-    key = repr((program, sorted(static.items()), shapes))
+    key = program, tuple(sorted(static.items())), repr(shapes)
     if key not in COMPILED:
         COMPILED[key] = program.lower(*arguments, **static, **traced).compile()
     start = time.perf_counter()

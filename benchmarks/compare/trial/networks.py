@@ -73,7 +73,7 @@ def with_cnn(
         lambda: (*dataset[:2], dataset.test_images[:tests], dataset.test_labels[:tests]),
         lambda key: nnx.state(models.CNN(channels, rngs=nnx.Rngs(key))),
         lambda params, x: nnx.merge(graphdef, params)(x),
-        partial(training.predict, graphdef),
+        lambda params, x: training.predict(graphdef, params, x, 20),
         train, validation, batch, vmapped=False,
     )  # fmt: skip
 
@@ -81,8 +81,8 @@ def with_cnn(
 def cifar10(dataset: data.Data, size: str) -> Task:
     """The CNN on as many images of CIFAR-10 as a size has."""
     counts = {
-        "quick": dict(train=400, validation=100, tests=500, batch=40),
-        "default": dict(train=2_000, validation=500, tests=2_000, batch=40),
+        "quick": dict(train=400, validation=100, tests=500, batch=20),
+        "default": dict(train=2_000, validation=500, tests=2_000, batch=20),
         "full": dict(train=45_000, validation=5_000, tests=10_000, batch=100),
     }
     return with_cnn("CIFAR-10", dataset, **counts[size])

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from ...lib import machine
 from ...lib.data import Data
 from . import cost, escapes, networks, overfits, stable, tuned, tuning
-from .cells import Settings, keeper
+from .cells import Record, Settings, keeper
 from .statistics import Entry, judge
 
 CLAIMS: dict[str, ModuleType] = {
@@ -58,14 +59,26 @@ def run(
 
 
 def tune(claims: Sequence[str], say: Callable[[str], None], cifar10: Data | None = None) -> None:
-    """Find the settings of the claims, on seeds and instances that the trial does not have."""
-    task = networks.cifar10(cifar10, "default") if cifar10 else networks.DIGITS
-    for claim in (claim for claim in claims if hasattr(CLAIMS[claim], "tune")):
-        of = (task,) if cifar10 else ()
-        tuned.store(f"{task.prefix}{claim}", found(CLAIMS[claim], say, *of))
+    """Find the settings of the claims, on seeds and instances that the trial does not have.
+
+    Those of `overfits` are for networks on digits, or for the one on CIFAR-10.
+    """
+    if cifar10:
+        tasks: tuple[networks.Task, ...] = (networks.cifar10(cifar10, "default"),)
+    else:
+        tasks = (networks.DIGITS, networks.digits_with_cnn())
+    for claim, module in ((claim, CLAIMS[claim]) for claim in claims):
+        if claim == "overfits":
+            for task in tasks:
+                tune = partial(overfits.tune, task=task)
+                tuned.store(f"{task.prefix}overfits", found(tune, overfits.SCORED_BY, say))
+        elif hasattr(module, "tune"):
+            tuned.store(claim, found(module.tune, module.SCORED_BY, say))
 
 
-def found(claim: ModuleType, say: Callable[[str], None], *of: networks.Task) -> dict[str, Any]:
+def found(
+    tune: Callable[[Record], None], scored_by: str, say: Callable[[str], None]
+) -> dict[str, Any]:
     """Every trial of a claim with its score, and each method's settings of the least."""
     chosen: list[dict[str, Any]] = []
     trials: list[dict[str, Any]] = []
@@ -81,9 +94,9 @@ def found(claim: ModuleType, say: Callable[[str], None], *of: networks.Task) -> 
         say(f"{setting}, {method}: {least:.4g} with {best}")
 
     start = time.perf_counter()
-    claim.tune(record, *of)
+    tune(record)
     return {
-        "scored_by": claim.SCORED_BY,
+        "scored_by": scored_by,
         "machine": machine.line(machine.describe()),
         "seconds": round(time.perf_counter() - start),
         "chosen": chosen,

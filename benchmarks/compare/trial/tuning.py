@@ -39,7 +39,7 @@ SIZES = {
     },
     "CIFAR-10": {
         "quick": (Size(2, 12),),
-        "default": (Size(8, 12),),
+        "default": (Size(6, 12),),
         "full": (Size(30, 12),),
     },
 }
@@ -109,7 +109,7 @@ def run(size: str, keep: Keep, task: Task = DIGITS) -> list[Entry]:
         if size == "quick":
             continue
         best = tuned.load(f"{task.prefix}overfits")["0 %"]
-        setting = f"clean labels at the tuned point, {each.epochs} epochs: error"
+        setting = f"{task.prefix}clean labels at the tuned point, {each.epochs} epochs: error"
         entries += overfits.compared(
             "tuning", task, setting, "error",
             {name: overfits.METHODS[name] for name in (overfits.DIFFUSION, *RIVALS)},
