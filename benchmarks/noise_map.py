@@ -8,6 +8,10 @@ of the predictions after each epoch of the second half (of a cyclical sampler: a
 that samples). T = 0 is the optimizer without noise; the kinetic temperature says how hot the
 minibatches make it. Finished runs are kept in `noise_map.jsonl`, one a line, and not run again;
 with `--part 1/2` and `--part 2/2` two processes share the work, best with a core each.
+
+Beside the claim `tuning` of `benchmarks.compare`, which asks how much of a grid of steps and weight
+decays is good at one temperature and with wrong labels, this varies temperature, batch and sampler
+at clean labels and reads how hot a network really is: it says where to look, and tests nothing.
 """
 
 import argparse

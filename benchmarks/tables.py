@@ -21,6 +21,7 @@ import numpy as np
 from . import noise_map, samplers
 from .compare import report
 from .compare.trial import panel
+from .compare.trial.trial import ON_CIFAR10
 from .lib import cli, files
 from .lib.scores import plus_minus
 
@@ -68,9 +69,9 @@ def comparison(file: str, columns: tuple[report.Column, ...]) -> str:
     return body + origin(file, machine, metrics["config"]["command"])
 
 
-def verdicts() -> list[panel.Summary]:
+def verdicts(file: str = "trial.json") -> list[panel.Summary]:
     """The verdicts on the article's claims."""
-    return report.verdicts(load("trial.json"))
+    return report.verdicts(load(file))
 
 
 def claims() -> str:
@@ -85,9 +86,9 @@ def claims() -> str:
     return markdown(["claim", "verdict", "holds in", "open in", "fails in"], rows, left=5)
 
 
-def settings(claim: str) -> str:
+def settings(claim: str, file: str = "trial.json") -> str:
     """The settings of a claim, each with its strongest rival."""
-    (found,) = (each.settings for each in verdicts() if each.claim == claim)
+    (found,) = (each.settings for each in verdicts(file) if each.claim == claim)
     rows = []
     for name, control, entry in found:
         mean = {who: f"{np.mean(entry[f'{who}_values']):.4g}" for who in ("diffusion", "rival")}
@@ -398,6 +399,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "cifar10_average": lambda: comparison("cifar10.json", report.AVERAGE_COLUMNS),
     "claims": claims,
     **{f"claim_{claim}": partial(settings, claim) for claim in panel.TITLES},
+    **{
+        f"claim_{claim}_cifar10": partial(settings, claim, "trial_cifar10.json")
+        for claim in ON_CIFAR10
+    },
     "llc_training": llc_training,
     "mixture": mixture,
     "chains": chains,

@@ -31,7 +31,7 @@ METRICS = {
     "error": "share of the grid within 2 points of the best, %",
     "NLL": "share of the grid within 5 % of the best NLL, %",
 }
-SIZES = {
+SIZES: dict[str, dict[str, tuple[Size, ...]]] = {
     "digits": {
         "quick": (Size(10, 12),),
         "default": (Size(30, 16),),
