@@ -61,8 +61,9 @@ def compare(chosen: options.Options, held: contextlib.ExitStack) -> int:
                 metrics.save(chosen.out, found)
         with console.status("the trial") as bar:
             say = lambda claim: bar.update(f"the trial: {claim}")
-            for entries in trial.run(chosen.claims, chosen.size, chosen.out, say):
-                found["claims"] += entries
+            for parts in trial.run(chosen.claims, chosen.size, chosen.out, say):
+                for name, rows in parts.items():
+                    found.setdefault(name, []).extend(rows)
                 metrics.save(chosen.out, found)
     except (KeyboardInterrupt, cli.Refusal) as error:
         stop = error

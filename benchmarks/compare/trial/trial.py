@@ -25,11 +25,11 @@ CONTROLS: dict[str, Sequence[str]] = {name: claim.CONTROLS for name, claim in CL
 
 def run(
     claims: Sequence[str], size: str, out: Path, done: Callable[[str], None]
-) -> Iterator[list[Entry]]:
-    """The entries of each claim in turn; the map of `tuning` is drawn into the folder `out`.
+) -> Iterator[dict[str, list[Any]]]:
+    """What each claim adds to `metrics.json`, in turn: entries to `claims`, the cost to `memory`.
 
-    Two claims are tried at a time, the cost on its own. In full, finished cells are kept in `out`
-    and not run again.
+    The map of `tuning` is drawn into the folder `out`. Two claims are tried at a time, the cost on
+    its own. In full, finished cells are kept in `out` and not run again.
     """
     keep = keeper(out / "trial" if size == "full" else None)
 
@@ -41,7 +41,7 @@ def run(
         found = {claim: pool.submit(entries, claim) for claim in claims if claim != "cost"}
         for claim, future in found.items():
             done(claim)
-            yield future.result()
+            yield {"claims": future.result()}
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     if "tuning" in claims:
@@ -49,7 +49,7 @@ def run(
         tuning.plot_maps(longest, out / "tuning.png")
     if "cost" in claims:
         done("cost")
-        yield entries("cost")
+        yield {"claims": entries("cost"), "memory": cost.memory(size, keep)}
 
 
 def tune(claims: Sequence[str], done: Callable[[str], None]) -> None:
