@@ -68,9 +68,9 @@ def comparison(file: str, columns: tuple[report.Column, ...]) -> str:
     return body + origin(file, machine, metrics["config"]["command"])
 
 
-def verdicts() -> list[panel.Summary]:
+def verdicts(file: str = "trial.json") -> list[panel.Summary]:
     """The verdicts on the article's claims."""
-    return report.verdicts(load("trial.json"))
+    return report.verdicts(load(file))
 
 
 def claims() -> str:
@@ -85,9 +85,9 @@ def claims() -> str:
     return markdown(["claim", "verdict", "holds in", "open in", "fails in"], rows, left=5)
 
 
-def settings(claim: str) -> str:
+def settings(claim: str, file: str = "trial.json") -> str:
     """The settings of a claim, each with its strongest rival."""
-    (found,) = (each.settings for each in verdicts() if each.claim == claim)
+    (found,) = (each.settings for each in verdicts(file) if each.claim == claim)
     rows = []
     for name, control, entry in found:
         mean = {who: f"{np.mean(entry[f'{who}_values']):.4g}" for who in ("diffusion", "rival")}
@@ -100,6 +100,19 @@ def settings(claim: str) -> str:
             f"**{entry['verdict']}**",
         ])  # fmt: skip
     head = ["setting", "diffusion", "strongest rival", "difference, 95 % interval", "p", "verdict"]
+    return markdown(head, rows)
+
+
+def memory() -> str:
+    """What a step allocates, in each network and with each noise."""
+    rows = [
+        [
+            row["setting"], f"{row['sgd_bytes']:,}", f"{row['bytes']:,}",
+            f"{(row['bytes'] - row['sgd_bytes']) / row['parameters']:.1f}",
+        ]
+        for row in load("trial.json")["memory"]
+    ]  # fmt: skip
+    head = ["setting", "sgd, bytes", "with noise, bytes", "more, bytes a parameter"]
     return markdown(head, rows)
 
 
@@ -398,6 +411,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "cifar10_average": lambda: comparison("cifar10.json", report.AVERAGE_COLUMNS),
     "claims": claims,
     **{f"claim_{claim}": partial(settings, claim) for claim in panel.TITLES},
+    "claim_escapes_full": partial(settings, "escapes", "trial_full.json"),
+    "memory": memory,
     "llc_training": llc_training,
     "mixture": mixture,
     "chains": chains,

@@ -236,12 +236,7 @@ METHODS: dict[str, Callable[..., optax.GradientTransformation]] = {
 HOPPING = "basin hopping"
 RIVALS = (*(name for name in METHODS if name not in DIFFUSIONS), HOPPING)
 SCORED_BY = "mean least energy of 8 instances"
-CONTROLS = (
-    "glass of 25 spins",
-    "digits, a network",
-    "Rastrigin in 10 dimensions",
-    "Lennard-Jones",
-)
+CONTROLS = ("glass of 25 spins", "digits, a network", "Rastrigin", "Lennard-Jones")
 
 
 @partial(jax.jit, static_argnames=("method", "name", "dimensions", "instances", "chains", "length"))
@@ -398,30 +393,29 @@ def gaps(entries: Sequence[Entry]) -> dict[str, dict[int, list[Entry]]]:
     At the same number of gradients in all of them.
     """
     found: dict[str, dict[int, list[Entry]]] = {}
-    for place in sorted(SIZES["full"].places, key=lambda place: place.dimensions):
+    for place in SIZES["full"].places:
         mine = [each for each in entries if each["setting"] == place.setting]
         if mine and place.saving == 1 and place.diffusion == DIFFUSION:
-            title = f"{place.name}, {place.gradients:,} gradients"
+            title = f"{place.name.capitalize()}, {place.gradients:,} gradients"
             found.setdefault(title, {})[place.dimensions] = mine
-    return {title: sizes for title, sizes in found.items() if len(sizes) > 1}
+    return {title: dict(sorted(of.items())) for title, of in found.items() if len(of) > 1}
 
 
 def plot_gaps(found: dict[str, dict[int, list[Entry]]], path: Path) -> None:
     """How far each rival ends above the diffusion, against the dimension, with its interval."""
-    width = 5.2 * len(found) + 2
-    fig, axes = plt.subplots(
-        1, len(found), figsize=(width, 3.9), layout="constrained", squeeze=False
-    )
-    for ax, (title, sizes) in zip(axes.flat, found.items(), strict=True):
-        for rival in RIVALS:
-            mine = [each for of in sizes.values() for each in of if each["rival"] == rival]
-            middle = np.array([-each["difference"] for each in mine])
-            ends = np.array([[-end for end in each["interval"]] for each in mine])
-            bars = [middle - ends[:, 1], ends[:, 0] - middle]
-            ax.errorbar(list(sizes), middle, bars, label=rival, marker="o", capsize=3)
+    size = (5.2 * len(found) + 2.5, 3.9)
+    fig, axes = plt.subplots(1, len(found), figsize=size, layout="constrained", squeeze=False)
+    colors = (plots.BLUE, plots.GREEN, plots.ORANGE, plots.VIOLET)
+    for ax, (title, of) in zip(axes.flat, found.items(), strict=True):
+        for rival, color in zip(RIVALS, colors, strict=True):
+            mine = [each for entries in of.values() for each in entries if each["rival"] == rival]
+            above = [-each["difference"] for each in mine]
+            ends = [[-end for end in each["interval"]] for each in mine]
+            ax.plot(list(of), above, "o-", color=color, label=rival, linewidth=1.8)
+            ax.vlines(list(of), *np.transpose(ends), color=color)
         ax.axhline(0, color=plots.LIGHT, linewidth=1)
         ax.set(title=title, xlabel="dimension", xscale="log")
-        ax.set_xticks(list(sizes), map(str, sizes))
+        ax.set_xticks(list(of), map(str, of))
         ax.minorticks_off()
         ax.grid(**plots.GRID)
     axes[0, 0].set_ylabel("energy above the diffusion's")
