@@ -453,12 +453,10 @@ def tune(record: Record) -> None:
     clusters = {
         DIFFUSION: grid(learning_rate=[0.02, 0.03, 0.04], temperature=[0.3, 0.6], chains=[1, 4]),
         "gradient descent, restarts": grid(
-            learning_rate=[0.0005, 0.001, 0.002, 0.004], chains=[8, 32, 128]
+            learning_rate=[0.0005, 0.001, 0.002, 0.004], chains=[4, 32, 256]
         ),
-        "momentum, restarts": grid(
-            learning_rate=[0.0005, 0.001, 0.002, 0.004], chains=[8, 32, 128]
-        ),
-        "adam, restarts": grid(learning_rate=[0.01, 0.03, 0.1, 0.3], chains=[8, 32, 128]),
+        "momentum, restarts": grid(learning_rate=[0.001, 0.002, 0.004, 0.008], chains=[4, 32, 256]),
+        "adam, restarts": grid(learning_rate=[0.03, 0.1, 0.3, 1.0], chains=[4, 32, 256]),
         HOPPING: grid(kick=[0.2, 0.3, 0.4], length=[50, 100], chains=[1, 4]),
     }
     for place, grids in (
