@@ -170,8 +170,7 @@ def train_cost() -> str:
         for name, share in found["overhead"].items()
     )
     body = markdown(["program", "ms per step, median", "quartiles"], rows)
-    machine = found["machine"] | {"versions": found["versions"]}
-    below = origin("train_cost.json", machine, "python -m benchmarks.train_cost")
+    below = origin("train_cost.json", found["machine"], "python -m benchmarks.train_cost")
     return f"{body}{below} A step with noise over one without, in paired epochs: {shares}."
 
 
@@ -318,12 +317,15 @@ def mixture() -> str:
 def chains() -> str:
     """What a step of a chain costs, by the number of chains."""
     found = load("chains.json")
-    ways = ("vmap", "one after another", "blackjax")
+    ways = ("vmap", "gaussian16", "one after another", "blackjax", "sgd")
     rows = (
         [str(row["chains"]), *(f"{row[way]:.1f}" for way in ways)]
         for row in found["microseconds_per_step_and_chain"]
     )
-    head = ["chains", "diffopt, vmapped", "diffopt, one after another", "BlackJAX SGLD, vmapped"]
+    head = [
+        "chains", "diffopt, vmapped", "the same, `gaussian16`", "diffopt, one after another",
+        "BlackJAX SGLD, vmapped", "SGD, no noise, vmapped",
+    ]  # fmt: skip
     config = found["config"]
     command = f"python -m benchmarks.chains --rounds {config['rounds']} --steps {config['steps']}"
     return markdown(head, rows) + origin("chains.json", found["machine"], command)
@@ -351,7 +353,7 @@ HEADLINES = {
         "by `sgld` a held-out log-likelihood {nuts:+.3f} ± {error:.3f} nats beside NUTS, with"
         " {passes:.0%} of its gradients",
         "little extra cost",
-        "{step:.0%} of a training step of a small CNN on a CPU; {update:.0%} of the time of"
+        "{step:.1%} of a training step of a small CNN on a CPU; {update:.0%} of the time of"
         " `optax.noisy_sgd` for ResNet-18; small batches through dense layers cost more",
         "16 bits that neither lose nor heat",
         "variance over the exact one {kept:.2f}; rounded to nearest {lost:.2f}, at random"
@@ -366,7 +368,7 @@ HEADLINES = {
         "`sgld` 在留出数据上的对数似然与 NUTS 相差 {nuts:+.3f} ± {error:.3f} nat，"
         "梯度计算量为其 {passes:.0%}",
         "额外开销小",
-        "占 CPU 上小型卷积网络训练一步的 {step:.0%}；"
+        "占 CPU 上小型卷积网络训练一步的 {step:.1%}；"
         "ResNet-18 的更新用时为 `optax.noisy_sgd` 的 {update:.0%}；"
         "小批量经过全连接层时开销更大",
         "16 位参数，不丢失也不升温",
@@ -422,6 +424,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "step_cost_py313": lambda: step_cost("step_cost_py313.json", "resnet18"),
     "step_cost_intel": lambda: step_cost("step_cost_intel.json", "resnet18"),
     "step_cost_lenet": lambda: step_cost("step_cost.json", "lenet"),
+    "step_cost_matrices": lambda: step_cost("step_cost.json", "matrices"),
+    "step_cost_matrices_py313": lambda: step_cost("step_cost_py313.json", "matrices"),
     "step_cost_transformer": lambda: step_cost("step_cost.json", "transformer"),
     "step_cost_transformer_py313": lambda: step_cost("step_cost_py313.json", "transformer"),
     "train_cost": train_cost,

@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 
 from .sampling import count_examples
 from .scalars import check_int
-from .trees import cast_like, check_like
+from .trees import cast_like, check_finite, check_like
 
 Gradient = Callable[[Any, Any], Any]
 
@@ -91,8 +91,8 @@ def control_variate(
       A `GradientEstimator` with a `ControlVariateState`. ∇L(c) is computed in this call.
 
     Raises:
-      ValueError: `data` is `None` or empty, its leading axes differ, or `batch_size` is out of its
-        range.
+      ValueError: `data` is `None` or empty, its leading axes differ, `batch_size` is out of its
+        range, or `center` or ∇L(c) is not finite.
       TypeError: `grad` is no function, or gives another tree than `center`; at `init`, `center` is
         no tree like the parameters.
 
@@ -127,8 +127,10 @@ def control_variate(
     """
     _check("control_variate", grad, data, batch_size)
     data, center = jax.tree.map(jnp.asarray, (data, center))
+    check_finite("center", center)
     gradient = jax.jit(_full_gradient(grad, batch_size))(center, data)
     check_like("the result of grad", gradient, center)
+    check_finite("the result of grad at center", gradient)
 
     def init(center: Any, gradient: Any, params: Any) -> ControlVariateState:
         check_like("center", center, params)
@@ -163,7 +165,8 @@ def svrg(
     Args:
       grad: `grad(params, batch)`, the mean gradient of a batch, such as `jax.grad(loss)`.
       data: all examples, a tree of arrays with one leading axis of them: those of `sample`.
-      every: how many steps a center serves, ≥ 1; with 1 each gradient is that of all examples.
+      every: how many steps a center serves, from 1, where each gradient is that of all examples, to
+        2³¹ - 1.
       batch_size: how many examples at once for ∇L(c), which is the same up to rounding; by default
         all, of all chains at once.
 
@@ -171,8 +174,8 @@ def svrg(
       A `GradientEstimator` with an `SVRGState`, whose first center is the `params` of `init`.
 
     Raises:
-      ValueError: `every` is less than 1, `data` is `None` or empty, its leading axes differ, or
-        `batch_size` is out of its range.
+      ValueError: `every` is less than 1 or above 2³¹ - 1, `data` is `None` or empty, its leading
+        axes differ, or `batch_size` is out of its range.
       TypeError: `grad` is no function, or, at `init`, gives another tree than the parameters;
         `every` is no int.
 
@@ -194,7 +197,7 @@ def svrg(
       Dubey, Reddi, Póczos, Smola, Xing & Williamson, [Variance Reduction in Stochastic Gradient
       Langevin Dynamics](https://papers.nips.cc/paper/6293), NeurIPS 2016, algorithm 2.
     """
-    check_int("every", every, least=1)
+    check_int("every", every, least=1, below=2**31)  # an int32 counts
     _check("svrg", grad, data, batch_size)
     full = _full_gradient(grad, batch_size)
 

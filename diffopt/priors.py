@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from .scalars import as_float, check_number, check_scalar, value_at
-from .trees import cast_like, check_inexact, check_structure
+from .trees import cast_like, check_finite, check_inexact, check_structure
 
 
 class GaussianPriorState(NamedTuple):
@@ -101,8 +101,8 @@ def gaussian_prior(
     for leaf in [] if from_init else jax.tree.leaves(center):
         if not isinstance(leaf, numbers.Number | np.ndarray | jax.Array):
             raise TypeError(f"center must be made of numbers, got {leaf!r}")
-        if not isinstance(leaf, jax.core.Tracer) and not np.isfinite(np.asarray(leaf)).all():
-            raise ValueError(f"center must be finite, got {leaf!r}")
+    if not from_init:
+        check_finite("center", center)
     is_number = jax.tree_util.all_leaves([center]) and np.ndim(center) == 0
 
     def means_of(params: Any) -> Any:

@@ -132,9 +132,7 @@ def replica_exchange(
       energies](https://arxiv.org/abs/physics/9812035), Journal of Chemical Physics 1999.
     """
     ladder = _check_ladder(temperatures)
-    check_int("every", every, least=1)
-    if every >= 2**30:
-        raise ValueError(f"every must be < 2³⁰, got {every}")
+    check_int("every", every, least=1, below=2**30)
     check_key(key)
     size = len(ladder)
     T, seed = jax.eval_shape(lambda: (jnp.asarray(ladder)[0], jax.random.key(0)))

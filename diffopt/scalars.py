@@ -53,8 +53,8 @@ def _real(name: str, value: jax.Array) -> jax.Array:
     return jnp.real(value)
 
 
-def check_int(name: str, value: Any, *, least: float = -math.inf) -> int:
-    """`value` as an int; raise unless it is one, and ≥ `least`."""
+def check_int(name: str, value: Any, *, least: float = -math.inf, below: float = math.inf) -> int:
+    """`value` as an int; raise unless it is one, ≥ `least` and < `below`."""
     try:
         number = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -63,6 +63,8 @@ def check_int(name: str, value: Any, *, least: float = -math.inf) -> int:
         raise TypeError(f"{name} must be an int, got {value!r}")
     if number < least:
         raise ValueError(f"{name} must be ≥ {least}, got {value!r}")
+    if number >= below:
+        raise ValueError(f"{name} must be < {below}, got {value!r}")
     return number
 
 

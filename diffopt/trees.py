@@ -48,6 +48,19 @@ def check_like(name: str, tree: Any, like: Any) -> None:
             )
 
 
+def check_finite(name: str, tree: Any) -> None:
+    """Raise a ValueError that names the first leaf that is not finite.
+
+    A tracer is taken as it is, and so is an array of which other hosts have a part.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        unknown = isinstance(leaf, jax.core.Tracer) or not getattr(
+            leaf, "is_fully_addressable", True
+        )
+        if not unknown and not np.isfinite(np.asarray(leaf)).all():
+            raise ValueError(f"{name}{jax.tree_util.keystr(path)} must be finite, got {leaf!r}")
+
+
 def cast_like(tree: Any, like: Any) -> Any:
     """`tree` in the dtypes of `like`, none of them weak; PRNG keys stay."""
 

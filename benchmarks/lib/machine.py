@@ -62,9 +62,18 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def cpuinfo(name: str) -> str:
+    """What Linux says of the first CPU under this name, or nothing."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text("utf-8").splitlines() if file.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith(name)), "")
+
+
 def cpu() -> str:
     """The model name of the CPU."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text("utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    return cpuinfo("model name") or platform.processor()
+
+
+def has_wide_vectors() -> bool:
+    """Whether JAX computes on a CPU with vectors of 512 bits, which XLA uses where it is asked."""
+    return jax.default_backend() == "cpu" and "avx512f" in cpuinfo("flags").split()

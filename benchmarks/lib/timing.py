@@ -80,13 +80,19 @@ def quartiles(values: list[float]) -> list[float]:
     return [first, third]
 
 
-def update_run(update: Callable, init: Callable, params: Any, grads: Any) -> Run:
+def update_run(
+    update: Callable,
+    init: Callable,
+    params: Any,
+    grads: Any,
+    compiler_options: dict[str, Any] | None = None,
+) -> Run:
     """A run of `update(params, state, grads) -> params, state`, which is given its arrays.
 
     Its first call compiles.
     """
     state = init(params)
-    step = jax.jit(update, donate_argnums=(0, 1))
+    step = jax.jit(update, donate_argnums=(0, 1), compiler_options=compiler_options)
     jax.block_until_ready((params, state, grads))
 
     def run() -> float:
@@ -98,11 +104,16 @@ def update_run(update: Callable, init: Callable, params: Any, grads: Any) -> Run
     return run
 
 
-def optax_run(tx: optax.GradientTransformation, params: Any, grads: Any) -> Run:
+def optax_run(
+    tx: optax.GradientTransformation,
+    params: Any,
+    grads: Any,
+    compiler_options: dict[str, Any] | None = None,
+) -> Run:
     """A run of one update by an Optax transformation."""
 
     def update(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    return update_run(update, tx.init, params, grads)
+    return update_run(update, tx.init, params, grads, compiler_options)

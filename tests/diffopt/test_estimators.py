@@ -177,6 +177,7 @@ def test_data_are_arguments_and_no_constants_of_a_program(name):
             lambda: diffopt.control_variate(GRAD, CENTER, None),
         ),
         (ValueError, "every must be ≥ 1, got 0", lambda: diffopt.svrg(GRAD, (X, Y), 0)),
+        (ValueError, "every must be < 2147483648", lambda: diffopt.svrg(GRAD, (X, Y), 2**31)),
         (TypeError, "every must be an int, got 1.5", lambda: diffopt.svrg(GRAD, (X, Y), 1.5)),
         (ValueError, "batch_size must be ≥ 1", lambda: diffopt.svrg(GRAD, X, 2, batch_size=0)),
         (ValueError, "batch_size must be ≤ the 8", lambda: diffopt.svrg(GRAD, X, 2, batch_size=9)),
@@ -184,6 +185,16 @@ def test_data_are_arguments_and_no_constants_of_a_program(name):
             ValueError,
             r"one leading axis.*data\[1\] \(7,\)",
             lambda: diffopt.control_variate(GRAD, CENTER, (X, Y[:7])),
+        ),
+        (
+            ValueError,
+            r"center\['b'\] must be finite, got .*nan",
+            lambda: diffopt.control_variate(GRAD, CENTER | {"b": np.nan}, (X, Y)),
+        ),
+        (
+            ValueError,
+            r"the result of grad at center\['b'\] must be finite, got .*nan",
+            lambda: diffopt.control_variate(GRAD, CENTER, (X, np.nan * Y)),
         ),
         (
             TypeError,
