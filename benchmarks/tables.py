@@ -54,7 +54,8 @@ def origin(file: str, machine: dict[str, Any], command: str) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in versions.items() if name in SHOWN)
     cpu = machine.get("cpu") or machine.get("processor")
     where = ", ".join(str(x) for x in (machine.get("date"), cpu, packages) if x)
-    cores = f"{machine['cores']} cores, " if "cores" in machine else ""
+    number = machine.get("cores")
+    cores = f"{number} core{'s' if number > 1 else ''}, " if number else ""
     return f"\n\n`{command}`; {cores}{where}; `benchmarks/results/{file}`."
 
 
@@ -101,6 +102,13 @@ def settings(claim: str, file: str = "trial.json") -> str:
         ])  # fmt: skip
     head = ["setting", "diffusion", "strongest rival", "difference, 95 % interval", "p", "verdict"]
     return markdown(head, rows)
+
+
+def escapes_in_full() -> str:
+    """The settings of the escapes, in full."""
+    file = "trial_full.json"
+    found = load(file)
+    return settings("escapes", file) + origin(file, found["machine"], found["config"]["command"])
 
 
 def memory() -> str:
@@ -413,7 +421,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cifar10_average": lambda: comparison("cifar10.json", report.AVERAGE_COLUMNS),
     "claims": claims,
     **{f"claim_{claim}": partial(settings, claim) for claim in panel.TITLES},
-    "claim_escapes_full": partial(settings, "escapes", "trial_full.json"),
+    "claim_escapes_full": escapes_in_full,
     "memory": memory,
     "llc_training": llc_training,
     "mixture": mixture,
