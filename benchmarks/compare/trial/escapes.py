@@ -94,6 +94,9 @@ def cluster_energy(_: Any, x: jax.Array) -> jax.Array:
     Forces stay finite, and minima are as they were: nearer than 0.9, where no minimum has a pair, a
     pair's energy goes on as its tangent in r²; outside of the ball, of radius atoms^(1/3), it rises
     as (x² - radius²)².
+
+    Wales & Doye 1997, [Global optimization by basin-hopping and the lowest energy structures of
+    Lennard-Jones clusters](https://arxiv.org/abs/cond-mat/9803344).
     """
     x = x.reshape(*x.shape[:-1], -1, 3)
     atoms = x.shape[-2]
