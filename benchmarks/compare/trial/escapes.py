@@ -437,7 +437,7 @@ def tune(record: Record) -> None:
         ),
         "momentum, restarts": grid(learning_rate=[0.03, 0.1, 0.3, 0.6], chains=[16, 64, 256]),
         "adam, restarts": grid(learning_rate=[0.03, 0.1, 0.3, 1.0], chains=[16, 64, 256]),
-        HOPPING: grid(kick=[0.02, 0.05, 0.1, 0.2], length=[25, 50, 100], chains=[4]),
+        HOPPING: grid(kick=[0.1, 0.2, 0.3], length=[25, 50], chains=[16, 64]),
     }
     hills = {
         DIFFUSION: grid(learning_rate=[0.02, 0.04], temperature=[3.0, 10.0, 30.0], chains=[4, 16]),
