@@ -55,7 +55,8 @@ def origin(file: str, machine: dict[str, Any], command: str) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in versions.items() if name in SHOWN)
     cpu = machine.get("cpu") or machine.get("processor")
     where = ", ".join(str(x) for x in (machine.get("date"), cpu, packages) if x)
-    cores = f"{machine['cores']} cores, " if "cores" in machine else ""
+    number = machine.get("cores")
+    cores = f"{number} core{'s' if number > 1 else ''}, " if number else ""
     return f"\n\n`{command}`; {cores}{where}; `benchmarks/results/{file}`."
 
 
@@ -101,6 +102,26 @@ def settings(claim: str, file: str = "trial.json") -> str:
             f"**{entry['verdict']}**",
         ])  # fmt: skip
     head = ["setting", "diffusion", "strongest rival", "difference, 95 % interval", "p", "verdict"]
+    return markdown(head, rows)
+
+
+def escapes_in_full() -> str:
+    """The settings of the escapes, in full."""
+    file = "trial_full.json"
+    found = load(file)
+    return settings("escapes", file) + origin(file, found["machine"], found["config"]["command"])
+
+
+def memory() -> str:
+    """What a step allocates, in each network and with each noise."""
+    rows = [
+        [
+            row["setting"], f"{row['sgd_bytes']:,}", f"{row['bytes']:,}",
+            f"{(row['bytes'] - row['sgd_bytes']) / row['parameters']:.1f}",
+        ]
+        for row in load("trial.json")["memory"]
+    ]  # fmt: skip
+    head = ["setting", "sgd, bytes", "with noise, bytes", "more, bytes a parameter"]
     return markdown(head, rows)
 
 
@@ -405,6 +426,8 @@ TABLES: dict[str, Callable[[], str]] = {
         f"claim_{claim}_cifar10": partial(settings, claim, "trial_cifar10.json")
         for claim in ON_CIFAR10
     },
+    "claim_escapes_full": escapes_in_full,
+    "memory": memory,
     "llc_training": llc_training,
     "mixture": mixture,
     "chains": chains,

@@ -66,8 +66,9 @@ def compare(chosen: options.Options, held: contextlib.ExitStack) -> int:
         with console.status("the trial") as bar:
             say = lambda text: bar.update(f"the trial: {text}")
             cifar10 = dataset if chosen.dataset == "cifar10" else None
-            for entries in trial.run(chosen.claims, chosen.size, chosen.out, say, cifar10):
-                found["claims"] += entries
+            for parts in trial.run(chosen.claims, chosen.size, chosen.out, say, cifar10):
+                for name, rows in parts.items():
+                    found.setdefault(name, []).extend(rows)
                 metrics.save(chosen.out, found)
     except (KeyboardInterrupt, cli.Refusal) as error:
         stop = error

@@ -18,7 +18,7 @@ from ..lib.scores import plus_minus
 from . import plots
 from .metrics import accuracies, averaged_epochs, finished, good_accuracy, runs_of, save
 from .run import Predictions
-from .trial import panel, trial
+from .trial import escapes, panel, trial
 
 FIGURES = ("curves", "calibration", "certainty")
 FILES = ("metrics.json", *(f"{name}.png" for name in FIGURES), "report.html")
@@ -107,6 +107,9 @@ def write(
         panel.plot_verdicts(verdicts(metrics), out / "claims.png")
         has_map = any(entry["claim"] == "tuning" for entry in metrics["claims"])
         names += ("claims", "tuning") if has_map else ("claims",)
+        if gaps := escapes.gaps(metrics["claims"]):
+            escapes.plot_gaps(gaps, out / "escapes.png")
+            names += ("escapes",)
     figures = {
         name: base64.b64encode((out / f"{name}.png").read_bytes()).decode() for name in names
     }
@@ -147,6 +150,7 @@ def page(metrics: dict[str, Any], figures: dict[str, str], shown: str) -> str:
         verdicts=verdicts(metrics),
         titles=panel.TITLES,
         effect=panel.effect,
+        memory=metrics.get("memory", []),
         facts={name.replace("_", " "): value for name, value in facts.items()},
     )
 

@@ -150,6 +150,82 @@ def test_each_method_descends_on_rastrigin(method):
     assert (found >= 0).all() and found.mean() < escapes.rastrigin(None, start).mean()
 
 
+def lennard_jones(r):
+    return 4 * (r**-12.0 - r**-6.0)
+
+
+def icosahedron(radius):
+    """Twelve atoms around one."""
+    golden = (1 + 5**0.5) / 2
+    corners = [(0, a, b * golden) for a in (1, -1) for b in (1, -1)]
+    corners = np.array([np.roll(corner, k) for corner in corners for k in range(3)])
+    return np.vstack([np.zeros(3), radius * corners / np.linalg.norm(corners[0])])
+
+
+def test_the_lowest_cluster_of_13_atoms_is_an_icosahedron():
+    x = icosahedron(1.08)
+    distances = np.linalg.norm(x[:, None] - x, axis=-1)[np.triu_indices(13, 1)]
+    at_start = escapes.cluster_energy(None, jnp.asarray(x.ravel()))
+    assert np.allclose(at_start, lennard_jones(distances).sum(), rtol=1e-5)
+    scattered = x.ravel() + 0.1 * np.random.default_rng(0).normal(size=(2, 3, 39))
+    found = escapes.settle(None, jnp.asarray(scattered, jnp.float32))
+    assert found.shape == (2, 1) and np.allclose(found, -44.3268, atol=1e-3)
+
+
+@pytest.mark.parametrize("r", [0.0, 0.3, 0.899, 0.901, 1.1, 1.25])
+def test_forces_between_atoms_are_finite_and_right_where_minima_are(r):
+    energy, force = jax.value_and_grad(
+        lambda r: escapes.cluster_energy(None, jnp.array([r, *[0.0] * 5]))
+    )(r)
+    exact = jax.grad(lennard_jones)(max(r, 0.9)) * min(1, r / 0.9)  # the tangent in r²
+    assert np.isfinite(energy) and np.allclose(force, exact, rtol=1e-4)
+    if r > 0.9:
+        assert np.allclose(energy, lennard_jones(r), rtol=1e-5)
+
+
+def test_atoms_start_in_the_ball_that_holds_them():
+    x = escapes.start_cluster(jax.random.key(0), (100, 4, 78)).reshape(-1, 3)
+    radii = np.linalg.norm(x, axis=-1) / 26 ** (1 / 3)
+    assert radii.max() < 1
+    assert abs((radii**3).mean() - 0.5) < 4.5 * (12 * len(x)) ** -0.5  # uniform
+    one = jnp.array([[3.0, 0.0, 0.0]])  # in the ball of 1 a single atom has no energy
+    assert np.allclose(escapes.cluster_energy(None, one), (9 - 1) ** 2)
+
+
+def test_descents_of_chains_are_on_their_own():
+    cluster = escapes.LANDSCAPES["cluster"]
+    x = cluster.start(jax.random.key(0), (2, 3, 21))
+    fall = lambda x: escapes.descend(cluster.descent, cluster, None, x, 300)
+    together, alone = fall(x), fall(x[1:, 2:])
+    energy = cluster.energy(None, together)
+    assert np.allclose(energy[1, 2], cluster.energy(None, alone)[0, 0], atol=1e-3)
+    slope = jax.grad(lambda x: cluster.energy(None, x).sum())(together)
+    assert np.abs(slope).max() < 0.05
+
+
+def test_replicas_have_keys_of_their_own():
+    x = jnp.zeros((3, 4, 2))
+    tx = escapes.replicas({"learning_rate": 0.1, "temperature": 1.0}, 4, jax.random.key(0))
+    updates, state = tx.update(x, tx.init(x), x, value=jnp.zeros((3, 4)))
+    assert len(np.unique(np.asarray(updates))) == updates.size
+    _, state = tx.update(x, state, x, value=jnp.zeros((3, 4)))
+    assert state.rung.shape == (3, 4)
+
+
+def test_the_gap_by_dimension():
+    found = [
+        entry(-0.1, "glass of 400 spins", escapes.HOPPING),
+        entry(-0.2, "glass of 100 spins", escapes.HOPPING),
+        entry(-0.3, escapes.QUARTER.setting, escapes.HOPPING),
+        entry(-0.4, "Lennard-Jones, 13 atoms", escapes.HOPPING),
+        entry(-0.5, "Lennard-Jones, 26 atoms", escapes.HOPPING),
+    ]
+    (sizes,) = escapes.gaps(found).values()
+    differences = {size: mine[0]["difference"] for size, mine in sizes.items()}
+    assert differences == pytest.approx({100: -0.2, 400: -0.1})
+    assert escapes.gaps(found[:1]) == {}
+
+
 def test_labels_are_wrong_as_often_as_asked():
     _, true, _, _ = digits.load()
     orders, labels = networks.with_wrong_labels(networks.DIGITS, range(20), 0.4)
@@ -254,6 +330,16 @@ def test_the_cost_is_that_of_the_noise_over_sgd(monkeypatch):
     assert [each["difference"] for each in found] == pytest.approx([40.0, -5.0])
 
 
+def test_the_memory_of_a_step_is_that_of_the_compiled_program(monkeypatch):
+    name = cost.CONTROLS[0]
+    monkeypatch.setitem(cost.SIZES, "quick", cost.Size(2, 1, (name,), ("rademacher",)))
+    (row,) = cost.memory("quick", cells.keeper(None))
+    assert row["setting"] == f"{name}, rademacher noise"
+    assert row["parameters"] == sum(x.size for x in jax.tree.leaves(cost.dense().params))
+    assert row["sgd_bytes"] > 4 * row["parameters"]
+    assert 0 < row["bytes"] - row["sgd_bytes"] < 16 * row["parameters"]
+
+
 @pytest.mark.parametrize("name", ["a transformer block", *cost.CONTROLS])
 def test_each_network_of_the_cost_can_be_stepped(name):
     work = cost.WORKS[name]()
@@ -330,6 +416,8 @@ def test_the_job_ends_with_the_trial(tmp_path, monkeypatch, capsys):
     fake = {claim: [e for e in made_up() if e["claim"] == claim] for claim in trial.CLAIMS}
     for claim, module in trial.CLAIMS.items():
         monkeypatch.setattr(module, "run", lambda size, keep, claim=claim: fake[claim])
+    row = {"setting": "here", "parameters": 100, "bytes": 2_400, "sgd_bytes": 2_000}
+    monkeypatch.setattr(cost, "memory", lambda size, keep: [row])
     chosen = ["--claims", "cost", "escapes", "--epochs", "1", "--optimizers", "sgd"]
     helpers.make_small(monkeypatch)
     assert helpers.status(main, "--quick", *chosen, "--out", tmp_path) == 0
@@ -340,6 +428,7 @@ def test_the_job_ends_with_the_trial(tmp_path, monkeypatch, capsys):
             "diffusion_seconds", "rival_seconds"}  # fmt: skip
     assert all(set(each) == keys for each in found["claims"])
     page, said = (tmp_path / "report.html").read_text(), capsys.readouterr().out
+    assert found["memory"] == [row] and "<td>2,000</td><td>2,400</td><td>4.0</td>" in page
     assert "Where the diffusion pays" in page and "costs little: holds" in page
     assert "Escapes from minima: holds (holds in 1 of 1 settings)" in said
 

@@ -1,5 +1,8 @@
 """What does noise cost? Steps with it and without it that take turns, in three networks.
 
+In a user's program it is one line, the first of a chain: see `optimizers`. What it takes of memory
+is counted from the compiled programs, beside the claim.
+
 The claim is that the diffusion costs little: a step of SGD is granted 10 % more of its time. The
 control is a network of dense layers at a small batch, where drawing the noise is most of the work.
 """
@@ -112,8 +115,8 @@ def optimizers(noises: Sequence[str]) -> dict[str, optax.GradientTransformation]
     return {"sgd": sgd} | noisy
 
 
-def run_of(work: Work, tx: optax.GradientTransformation) -> timing.Run:
-    """A run of some steps; the first one compiles."""
+def program(work: Work, tx: optax.GradientTransformation) -> tuple[Any, Any]:
+    """Some steps, compiled, and what they take."""
 
     @jax.jit
     def steps(carry: Any, batch: Any) -> Any:
@@ -125,19 +128,60 @@ def run_of(work: Work, tx: optax.GradientTransformation) -> timing.Run:
 
         return jax.lax.scan(step, carry, length=work.steps)[0]
 
-    carry = (work.params, tx.init(work.params))
-    return timing.timed(partial(steps, carry, work.batch))
+    arguments = ((work.params, tx.init(work.params)), work.batch)
+    return steps.lower(*arguments).compile(), arguments
 
 
-def time_steps(name: str, size: Size) -> Result:
-    """Seconds of a step of each optimizer in each round, in which they take turns."""
+def bytes_of(compiled: Any) -> int:
+    """What a compiled program allocates beside its arguments."""
+    sizes = compiled.memory_analysis()
+    return sizes.temp_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+
+
+def measure(name: str, size: Size) -> Result:
+    """Of each optimizer the seconds of a step in each round, in which they take turns, and bytes.
+
+    The bytes are those of the program that is timed.
+    """
     work = WORKS[name]()
-    runs = {name: run_of(work, tx) for name, tx in optimizers(size.noises).items()}
+    programs = {name: program(work, tx) for name, tx in optimizers(size.noises).items()}
+    runs = {name: timing.timed(partial(steps, *args)) for name, (steps, args) in programs.items()}
     for run in runs.values():
         run()
     seconds = timing.in_turn(runs, size.pairs, untimed=True, repeats=size.repeats)
-    values = {name: [each / work.steps for each in times] for name, times in seconds.items()}
-    return {"values": values, "seconds": sum(map(sum, seconds.values()))}
+    return {
+        "values": {name: [each / work.steps for each in times] for name, times in seconds.items()},
+        "seconds": sum(map(sum, seconds.values())),
+        "bytes": {name: bytes_of(steps) for name, (steps, _) in programs.items()},
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(work.params)),
+    }
+
+
+def memory(size: str, keep: Keep) -> list[dict[str, Any]]:
+    """The bytes that a step allocates with each noise, beside SGD's, in each network.
+
+    They have no pairs and no p: a program that is compiled again takes as many.
+    """
+    chosen = SIZES[size]
+    rows = []
+    for name in chosen.works:
+        found = keep(name, chosen, partial(measure, name, chosen))
+        rows += [
+            {
+                "setting": setting_of(name, noisy),
+                "parameters": found["parameters"],
+                "bytes": found["bytes"][noisy],
+                "sgd_bytes": found["bytes"]["sgd"],
+            }
+            for noisy in found["bytes"]
+            if noisy != "sgd"
+        ]
+    return rows
+
+
+def setting_of(name: str, noisy: str) -> str:
+    """A network and a noise."""
+    return f"{name}, {noisy.split(', ')[1]} noise"
 
 
 def run(size: str, keep: Keep) -> list[Entry]:
@@ -145,14 +189,15 @@ def run(size: str, keep: Keep) -> list[Entry]:
     chosen = SIZES[size]
     entries = []
     for name in chosen.works:
-        seconds = keep(name, chosen, partial(time_steps, name, chosen))["values"]
-        plain = seconds.pop("sgd")
+        seconds = keep(name, chosen, partial(measure, name, chosen))["values"]
+        plain = seconds["sgd"]
         for noisy, times in seconds.items():
-            setting = f"{name}, {noisy.split(', ')[1]} noise"
+            if noisy == "sgd":
+                continue
             percent = [100 * t / s for t, s in zip(times, plain, strict=True)]
             entries.append(
                 entry(
-                    "cost", setting, "time of a step, % of sgd's",
+                    "cost", setting_of(name, noisy), "time of a step, % of sgd's",
                     (noisy, percent, sum(times)),
                     (RIVAL, [100 + LITTLE] * len(plain), sum(plain)),
                     lower_is_better=True,

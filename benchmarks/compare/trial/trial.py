@@ -29,11 +29,11 @@ CONTROLS: dict[str, Sequence[str]] = {name: claim.CONTROLS for name, claim in CL
 def run(
     claims: Sequence[str], size: str, out: Path, say: Callable[[str], None],
     cifar10: Data | None = None,
-) -> Iterator[list[Entry]]:  # fmt: skip
-    """The entries of each claim in turn; the map of `tuning` is drawn into the folder `out`.
+) -> Iterator[dict[str, list[Any]]]:  # fmt: skip
+    """What each claim adds to `metrics.json`, in turn: entries to `claims`, the cost to `memory`.
 
-    Two claims are tried at a time, the cost on its own. In full and on CIFAR-10, finished cells are
-    kept in `out` and not run again.
+    The map of `tuning` is drawn into the folder `out`. Two claims are tried at a time, the cost on
+    its own. In full and on CIFAR-10, finished cells are kept in `out` and not run again.
     """
     keep = keeper(out / "trial" if size == "full" or cifar10 else None, say)
     task = networks.cifar10(cifar10, size) if cifar10 else networks.DIGITS
@@ -47,7 +47,7 @@ def run(
         found = {claim: pool.submit(entries, claim) for claim in claims if claim != "cost"}
         for claim, future in found.items():
             say(claim)
-            yield future.result()
+            yield {"claims": future.result()}
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     if "tuning" in claims:
@@ -55,7 +55,7 @@ def run(
         tuning.plot_maps(longest, out / "tuning.png", task)
     if "cost" in claims:
         say("cost")
-        yield entries("cost")
+        yield {"claims": entries("cost"), "memory": cost.memory(size, keep)}
 
 
 def tune(claims: Sequence[str], say: Callable[[str], None], cifar10: Data | None = None) -> None:
