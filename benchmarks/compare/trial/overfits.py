@@ -80,7 +80,7 @@ SHARES = {
 SIZES = {
     "digits": {"quick": Size(20, 12), "default": Size(60, 16), "full": Size(150, 32)},
     "CIFAR-10": {"quick": Size(4, 12), "default": Size(12, 12), "full": Size(30, 12)},
-    "digits, the CNN": {"default": Size(12, 16), "full": Size(12, 16)},
+    "digits, the CNN": {"default": Size(12, 16), "full": Size(12, 32)},
 }
 TUNING_SEEDS = {"digits": 8, "CIFAR-10": 2, "digits, the CNN": 2}
 METRICS = {"error": "test error, %", "NLL": "test NLL, nats", "memorised": "memorised, %"}
