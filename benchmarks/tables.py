@@ -105,11 +105,11 @@ def settings(claim: str, file: str = "trial.json") -> str:
     return markdown(head, rows)
 
 
-def escapes_in_full() -> str:
-    """The settings of the escapes, in full."""
+def in_full(claim: str) -> str:
+    """The settings of a claim, in full."""
     file = "trial_full.json"
     found = load(file)
-    return settings("escapes", file) + origin(file, found["machine"], found["config"]["command"])
+    return settings(claim, file) + origin(file, found["machine"], found["config"]["command"])
 
 
 def memory() -> str:
@@ -426,7 +426,7 @@ TABLES: dict[str, Callable[[], str]] = {
         f"claim_{claim}_cifar10": partial(settings, claim, "trial_cifar10.json")
         for claim in ON_CIFAR10
     },
-    "claim_escapes_full": escapes_in_full,
+    **{f"claim_{claim}_full": partial(in_full, claim) for claim in panel.TITLES},
     "memory": memory,
     "llc_training": llc_training,
     "mixture": mixture,
