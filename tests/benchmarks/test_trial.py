@@ -429,7 +429,7 @@ def test_the_job_ends_with_the_trial(tmp_path, monkeypatch, capsys):
     assert all(set(each) == keys for each in found["claims"])
     page, said = (tmp_path / "report.html").read_text(), capsys.readouterr().out
     assert found["memory"] == [row] and "<td>2,000</td><td>2,400</td><td>4.0</td>" in page
-    assert "Where the diffusion pays" in page and "costs little: holds" in page
+    assert "The article’s claims on trial" in page and "costs little: holds" in page
     assert "Escapes from minima: holds (holds in 1 of 1 settings)" in said
 
 
