@@ -180,6 +180,10 @@ def parse(argv: list[str] | None, doc: str | None) -> Options:
         parser.error("--claims and --tune with --distributed: the trial is of one process")
     if args.tune and args.no_claims:
         parser.error("--tune with --no-claims: nothing to tune")
+    if args.tune and not any(hasattr(CLAIMS[claim], "tune") for claim in args.claims or CLAIMS):
+        parser.error(f"--tune with --claims {' '.join(args.claims)}: nothing is tuned for them")
+    if args.full and (args.no_claims or (args.dataset == "cifar10" and not args.claims)):
+        parser.error("--full without claims: it is the trial's size; name --claims")
     cli.once("--optimizers", args.optimizers)
     for option, values in (
         ("--learning-rate", args.learning_rate), ("--temperature", args.temperature)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from benchmarks.compare.trial import (
     tuned,
     tuning,
 )
-from benchmarks.lib import data
+from benchmarks.lib import data, machine
 from tests.benchmarks import helpers
 
 pytestmark = pytest.mark.slow
@@ -362,6 +363,46 @@ def test_cells_are_kept_on_disk(tmp_path):
     assert len(calls) == 2
 
 
+@pytest.mark.parametrize("damage", ["", "[]", "{}", '{"result": 1, "made_by": {"cpu": "another"}}'])
+def test_cells_that_are_damaged_or_of_another_machine_are_computed_anew(tmp_path, damage):
+    result = {"values": {"x": [1.0]}, "seconds": 2.0}
+    cells.keeper(tmp_path)("a", [1], lambda: result)
+    (file,) = tmp_path.iterdir()
+    file.write_text(damage)
+    said = []
+    assert cells.keeper(tmp_path, said.append)("a", [1], lambda: result) == result
+    assert said == ["a, run 1"] and json.loads(file.read_text())["result"] == result
+
+
+def test_a_trial_that_is_stopped_computes_no_more_cells(tmp_path, monkeypatch):
+    begun, go_on, ended = (threading.Event() for _ in range(3))
+    computed = []
+
+    def run(size, keep):
+        def compute(name):
+            computed.append(name)
+            begun.set()
+            go_on.wait(60)
+            return {}
+
+        try:
+            for name in "ab":
+                keep(name, [], lambda name=name: compute(name))
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    monkeypatch.setattr(escapes, "run", lambda size, keep: [])
+    monkeypatch.setattr(stable, "run", run)
+    found = trial.run(["escapes", "stable"], "quick", tmp_path, lambda text: None)
+    assert next(found) == {"claims": []}
+    assert begun.wait(60)
+    found.close()
+    go_on.set()
+    assert ended.wait(60)
+    assert computed == ["a"]
+
+
 def test_tuning_keeps_every_trial_and_chooses_the_least(tmp_path, monkeypatch):
     monkeypatch.setattr(tuned, "FILE", tmp_path / "settings.json")
     fake = lambda record, task: record(
@@ -459,6 +500,9 @@ def test_which_claims_are_tried(arguments, claims, size):
         (["--claims", "cost", "--no-claims"], "not allowed with argument"),
         (["--claims", "cost", "--distributed"], "the trial is of one process"),
         (["--tune", "--no-claims"], "nothing to tune"),
+        (["--tune", "--claims", "cost", "tuning"], "nothing is tuned for them"),
+        (["--full", "--no-claims"], "--full without claims"),
+        (["--dataset", "cifar10", "--full"], "--full without claims"),
         (["--dataset", "cifar10", "--claims", "tuning", "cost"], "--claims cost with --dataset"),
         (["--dataset", "cifar10", "--tune"], "name --claims overfits tuning"),
         (["--data-dir", "images"], "--data-dir images without --dataset cifar10"),

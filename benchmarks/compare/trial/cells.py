@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...lib import machine
 from ...lib.files import write_json
 
 Settings = dict[str, Any]  # the hyperparameters of one method
@@ -25,9 +26,19 @@ def keeper(folder: Path | None, say: Callable[[str], None] = lambda text: None) 
     """`keep(name, what, compute)`: the result of a cell, computed once for all that ask for it.
 
     `what` decides the result, beside the name and the program. With a folder, results are read from
-    there and written there, so that a run that was killed goes on. Each that is computed is said.
+    there and written there, so that a run that was killed goes on; those of another processor or of
+    other versions, and those that are damaged, are computed anew. Each that is computed is said.
     """
     memory: dict[str, Result] = {}
+    packages = ("diffopt", "jax", "jaxlib", "optax", "flax", "numpy")
+    made_by = {"cpu": machine.cpu(), "versions": machine.versions(packages)}
+
+    def stored(file: Path) -> Result | None:
+        try:
+            cell = json.loads(file.read_text("utf-8"))
+            return cell["result"] if cell["made_by"] == made_by else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def keep(name: str, what: Any, compute: Callable[[], Result]) -> Result:
         text = json.dumps([name, what])
@@ -35,14 +46,14 @@ def keeper(folder: Path | None, say: Callable[[str], None] = lambda text: None) 
         if digest in memory:
             return memory[digest]
         file = folder / f"{digest}.json" if folder else None
-        if file and file.exists():
-            result = json.loads(file.read_text("utf-8"))["result"]
-        else:
+        result = stored(file) if file else None
+        if result is None:
             say(f"{name}, run {len(memory) + 1}")
             result = compute()
             if file:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                write_json(file, {"name": name, "what": what, "result": result})
+                cell = {"name": name, "what": what, "made_by": made_by, "result": result}
+                write_json(file, cell)
         memory[digest] = result
         return result
 

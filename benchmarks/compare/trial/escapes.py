@@ -9,6 +9,7 @@ function, whose minima are one kick from each other; in full clusters of Lennard
 basin hopping was made for; a network on clean digits.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -64,8 +65,11 @@ def glass_energy(J: jax.Array, theta: jax.Array) -> jax.Array:
 
 
 def quench(J: jax.Array, theta: jax.Array) -> jax.Array:
-    """Energy per spin of ±1 spins, once the flip of no single spin lowers it; best flips first."""
-    s = jnp.where(jnp.sin(theta) >= 0, 1.0, -1.0)
+    """Energy per spin of ±1 spins, once the flip of no single spin lowers it; best flips first.
+
+    Some chains at a time, which stay in the cache.
+    """
+    spins = jnp.where(jnp.sin(theta) >= 0, 1.0, -1.0)
     instance = jnp.arange(len(J))[:, None]
 
     def lowers(state: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -79,8 +83,14 @@ def quench(J: jax.Array, theta: jax.Array) -> jax.Array:
         change = jnp.where(jnp.take_along_axis(s * h, i[..., None], -1) < -1e-6, -2 * of_i, 0)
         return s + change * jax.nn.one_hot(i, s.shape[-1]), h + change * J[instance, i]
 
-    s, _ = jax.lax.while_loop(lowers, flip, (s, s @ J))
-    return -0.5 * (s * (s @ J)).sum(-1) / s.shape[-1]
+    def energies(s: jax.Array) -> jax.Array:
+        s, _ = jax.lax.while_loop(lowers, flip, (s, s @ J))
+        return -0.5 * (s * (s @ J)).sum(-1) / s.shape[-1]
+
+    instances, chains, number = theta.shape
+    few = math.gcd(chains, 8)
+    pieces = spins.reshape(instances, -1, few, number).swapaxes(0, 1)
+    return jax.lax.map(energies, pieces).swapaxes(0, 1).reshape(instances, chains)
 
 
 def rastrigin(_: Any, x: jax.Array) -> jax.Array:
@@ -307,7 +317,7 @@ class Size(NamedTuple):
 SIZES = {
     "quick": Size(12, (GLASS_100, SMALL_GLASS), network=False),
     "default": Size(
-        16,
+        12,
         (GLASS_100, GLASS_400, QUARTER, RASTRIGIN, SMALL_GLASS),
         network=True,
     ),
@@ -434,10 +444,10 @@ def tune(record: Record) -> None:
         OVERDAMPED: grid(learning_rate=[0.1, 0.2, 0.4], temperature=[0.5, 0.8], chains=[4, 16]),
         REPLICAS: grid(learning_rate=[0.3, 0.4], temperature=[0.4, 0.6, 0.8], chains=[4, 8]),
         "gradient descent, restarts": grid(
-            learning_rate=[0.1, 0.3, 0.6, 1.0], chains=[16, 64, 256]
+            learning_rate=[0.3, 0.6, 1.0, 2.0], chains=[256, 1024, 4096]
         ),
-        "momentum, restarts": grid(learning_rate=[0.03, 0.1, 0.3, 0.6], chains=[16, 64, 256]),
-        "adam, restarts": grid(learning_rate=[0.03, 0.1, 0.3, 1.0], chains=[16, 64, 256]),
+        "momentum, restarts": grid(learning_rate=[0.3, 0.6, 1.0, 2.0], chains=[256, 1024, 4096]),
+        "adam, restarts": grid(learning_rate=[0.1, 0.3, 1.0, 3.0], chains=[256, 1024, 4096]),
         HOPPING: grid(kick=[0.1, 0.2, 0.3], length=[25, 50], chains=[16, 64]),
     }
     hills = {

@@ -1,9 +1,10 @@
 """The trial of the article's five claims: what is run, what is tuned."""
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +13,7 @@ from typing import Any
 from ...lib import machine
 from ...lib.data import Data
 from . import cost, escapes, networks, overfits, stable, tuned, tuning
-from .cells import Record, Settings, keeper
+from .cells import Record, Result, Settings, keeper
 from .statistics import Entry, judge
 
 CLAIMS: dict[str, ModuleType] = {
@@ -38,9 +39,16 @@ def run(
     keep = keeper(out / "trial" if size == "full" or cifar10 else None, say)
     task = networks.cifar10(cifar10, size) if cifar10 else networks.DIGITS
 
+    stopped = threading.Event()
+
+    def unless_stopped(name: str, what: Any, compute: Callable[[], Result]) -> Result:
+        if stopped.is_set():
+            raise CancelledError
+        return keep(name, what, compute)
+
     def entries(claim: str) -> list[Entry]:
         of = (task,) if cifar10 else ()
-        return judge(CLAIMS[claim].run(size, keep, *of))
+        return judge(CLAIMS[claim].run(size, unless_stopped, *of))
 
     pool = ThreadPoolExecutor(min(2, machine.cores()))
     try:
@@ -48,6 +56,9 @@ def run(
         for claim, future in found.items():
             say(claim)
             yield {"claims": future.result()}
+    except BaseException:
+        stopped.set()  # a thread ends with the cell that it computes
+        raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     if "tuning" in claims:
