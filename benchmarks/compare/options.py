@@ -282,5 +282,5 @@ def fingerprint(options: Options) -> dict[str, Any]:
         "--learning-rate": " ".join(f"{o.name}={o.learning_rate}" for o in options.optimizers),
         "--temperature": " ".join(f"{o.name}={o.temperature}" for o in options.optimizers),
         "device": jax.devices()[0].device_kind,
-        **machine.versions(("diffopt", "jax", "jaxlib", "optax", "flax", "numpy")),
+        **machine.versions(machine.NUMERICS),
     }

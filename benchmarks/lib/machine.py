@@ -12,10 +12,8 @@ import jax
 
 import diffopt
 
-PACKAGES = (
-    "diffopt", "jax", "jaxlib", "optax", "flax", "numpy", "scikit-learn", "blackjax", "torch",
-    "posteriors", "sgmcmcjax",
-)  # fmt: skip
+NUMERICS = ("diffopt", "jax", "jaxlib", "optax", "flax", "numpy")  # decide what comes out
+PACKAGES = (*NUMERICS, "scikit-learn", "blackjax", "torch", "posteriors", "sgmcmcjax")
 
 
 def describe() -> dict[str, Any]:

@@ -30,8 +30,7 @@ def keeper(folder: Path | None, say: Callable[[str], None] = lambda text: None) 
     other versions, and those that are damaged, are computed anew. Each that is computed is said.
     """
     memory: dict[str, Result] = {}
-    packages = ("diffopt", "jax", "jaxlib", "optax", "flax", "numpy")
-    made_by = {"cpu": machine.cpu(), "versions": machine.versions(packages)}
+    made_by = {"cpu": machine.cpu(), "versions": machine.versions(machine.NUMERICS)}
 
     def stored(file: Path) -> Result | None:
         try:
