@@ -16,7 +16,6 @@ the distance is half the sum of |weight - 1/25|.
 
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +88,7 @@ def chains(
 
 def replicas(steps: int, seeds: int) -> np.ndarray:
     """Samples `[seeds, kept, 2]` of the coldest of five chains, as many gradients in all."""
-    tx = diffopt.replica_exchange(partial(diffopt.sgld, 0.004), LADDER)
+    tx = diffopt.replica_exchange(diffopt.sgld, 0.004, LADDER)
 
     def cold(params: jax.Array, state: Any, key: jax.Array) -> jax.Array:
         def step(carry: tuple[jax.Array, Any], key: jax.Array) -> tuple[tuple[jax.Array, Any], Any]:

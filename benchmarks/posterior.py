@@ -110,7 +110,7 @@ def run_diffopt(
     chains: int = CHAINS,
 ) -> Sampled:
     """Sample with an Optax transformation: half the steps are burn-in, `draws` of the rest stay."""
-    keep = diffopt.collect(draws, start=steps // 2, every=max(steps // 2 // draws, 1))
+    keep = diffopt.collect(draws, burn_in=steps // 2, every=max(steps // 2 // draws, 1))
 
     def step(carry: Any, key: jax.Array) -> Any:
         params, opt_state, kept = carry

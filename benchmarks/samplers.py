@@ -112,8 +112,7 @@ def ours(
 
 def replicas(problem: Problem, eta: float) -> Way:
     """The coldest of five chains of `sgld`, which may swap at each step."""
-    sgld = partial(diffopt.sgld, eta)
-    make = lambda key: diffopt.replica_exchange(sgld, LADDER, every=1, key=key)
+    make = lambda key: diffopt.replica_exchange(diffopt.sgld, eta, LADDER, every=1, key=key)
 
     def init(key: jax.Array, theta: jax.Array) -> Any:
         chains = jnp.broadcast_to(theta, (len(LADDER), *theta.shape))

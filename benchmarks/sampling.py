@@ -71,7 +71,7 @@ def programs(num_chains: int, steps: int) -> dict[str, Callable[[], Any]]:
             return diffopt.sample(
                 tx, mean_loss, params, data,
                 num_steps=steps, num_chains=num_chains, batch_size=BATCH_SIZE,
-                start=steps // 2, every=max(1, steps // 20), progress=progress,
+                burn_in=steps // 2, every=max(1, steps // 20), progress=progress,
             ).params  # fmt: skip
 
     return {

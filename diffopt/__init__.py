@@ -9,39 +9,46 @@
 - What only a diffusion tells: `local_learning_coefficient`, `wbic`.
 """
 
-from .chains import split_keys
-from .clash import warn_of_another_diffopt as _warn_of_another_diffopt
-from .cyclical import cyclical_schedule, sampling_stage
-from .diagnostics import (
+from ._clash import warn_of_another_diffopt as _warn_of_another_diffopt
+from ._types import Noise
+from .estimate.learning_coefficient import Estimate, local_learning_coefficient, wbic
+from .estimate.step_size import StepSizes, find_step_size
+from .run.chains import split_keys
+from .run.collect import CollectState, collect, draws
+from .run.gradients import (
+    ControlVariateState,
+    GradientEstimator,
+    SVRGState,
+    control_variate,
+    svrg,
+)
+from .run.loop import RunState
+from .run.predict import predictions, predictive
+from .run.results import Average, Samples, Temperatures, to_arviz
+from .run.sample import sample
+from .samplers.baoab import baoab
+from .samplers.base import SamplerState, sampler
+from .samplers.cyclical import cyclical_schedule, sampling_stage
+from .samplers.gaussian_prior import GaussianPriorState, gaussian_prior
+from .samplers.langevin import langevin
+from .samplers.low_precision import LowPrecisionState, exact_params, low_precision
+from .samplers.psgld import PreconditionedState, psgld
+from .samplers.replica_exchange import ReplicaState, replica_exchange
+from .samplers.sghmc import sghmc
+from .samplers.sgld import sgld
+from .samplers.sgnht import ThermostatState, sgnht
+from .samplers.ubu import ubu
+from .samplers.underdamped import UnderdampedState
+from .temperature import (
     NoiseTemperature,
     Temperature,
     configurational_temperature,
     gradient_noise_temperature,
     kinetic_temperature,
 )
-from .estimators import ControlVariateState, GradientEstimator, SVRGState, control_variate, svrg
-from .frame import SamplerState, sampler
-from .increments import Noise
-from .learning_coefficient import Estimate, local_learning_coefficient, wbic
-from .overdamped import PreconditionedState, langevin, psgld, sgld
-from .posterior import (
-    CollectState,
-    Samples,
-    Temperatures,
-    collect,
-    draws,
-    predictions,
-    predictive,
-    to_arviz,
-)
-from .priors import GaussianPriorState, gaussian_prior
-from .replica import ReplicaState, replica_exchange
-from .rounding import LowPrecisionState, exact_params, low_precision
-from .sampling import SampleState, sample
-from .step_size import StepSizes, find_step_size
-from .underdamped import ThermostatState, UnderdampedState, baoab, sghmc, sgnht, ubu
 
 __all__ = [
+    "Average",
     "CollectState",
     "ControlVariateState",
     "Estimate",
@@ -52,8 +59,8 @@ __all__ = [
     "NoiseTemperature",
     "PreconditionedState",
     "ReplicaState",
+    "RunState",
     "SVRGState",
-    "SampleState",
     "SamplerState",
     "Samples",
     "StepSizes",

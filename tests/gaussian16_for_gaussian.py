@@ -1,7 +1,7 @@
 """A pytest plugin: samplers draw gaussian16 where they would draw gaussian."""
 
-from diffopt import increments
-from diffopt.gaussian16 import gaussian16
+from diffopt.noise import increments
+from diffopt.noise.gaussian16 import gaussian16
 
 
 def pytest_configure():

@@ -114,7 +114,7 @@ def test_the_law_of_the_logistic_regression_is_that_of_long_chains():
     samples = diffopt.sample(
         diffopt.baoab(0.5, problem.temperature), problem.loss,
         jnp.asarray(problem.mean, jnp.float32), problem.data,
-        num_steps=20_000, start=1000, num_chains=32,
+        num_steps=20_000, burn_in=1000, num_chains=32,
     )  # fmt: skip
     z = (np.asarray(samples.draws, float) - problem.mean) / problem.deviation
     for value, exact in ((z, 0), (z**2, 1)):

@@ -109,7 +109,7 @@ def test_nothing_is_copied_where_nothing_is_left_out():
 
 
 def test_thinning_goes_on_past_the_last_step_that_is_counted():
-    keep = diffopt.collect(100, start=1, every=3)
+    keep = diffopt.collect(100, burn_in=1, every=3)
     state = keep.init(jnp.zeros([]))._replace(step=jnp.array(2**31 - 5, jnp.int32))
     path = jnp.arange(30.0)
     state = jax.lax.scan(lambda s, p: (keep.update(p, s), None), state, path)[0]
@@ -138,7 +138,12 @@ def test_plans_are_ints(plan):
 def test_samples_where_a_schedule_says():
     stage = diffopt.sampling_stage(5, 0.6)
     assert kept(jnp.arange(20.0), where=stage).samples.tolist() == [3, 4, 8, 9]
-    assert kept(jnp.arange(20.0), where=stage, every=2, start=1).samples.tolist() == [3, 9, 13, 19]
+    assert kept(jnp.arange(20.0), where=stage, every=2, burn_in=1).samples.tolist() == [
+        3,
+        9,
+        13,
+        19,
+    ]
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.complex64])

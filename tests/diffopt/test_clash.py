@@ -3,7 +3,7 @@ import sys
 from pathlib import Path
 
 import diffopt
-from diffopt.clash import warn_of_another_diffopt
+from diffopt._clash import warn_of_another_diffopt
 
 PACKAGE = Path(diffopt.__file__).parent
 
@@ -16,9 +16,8 @@ def test_files_of_another_diffopt_are_told_at_import(tmp_path):
     """As pip leaves them: both projects in one folder, ours last."""
     folder = tmp_path / "diffopt"
     folder.mkdir()
-    for file in PACKAGE.glob("*.py"):
-        (folder / file.name).symlink_to(file)
-    (folder / "__pycache__").mkdir()
+    for inner in PACKAGE.iterdir():
+        (folder / inner.name).symlink_to(inner)
     for name in ("multigrad", "kdescent"):
         (folder / name).mkdir()
         (folder / name / "__init__.py").touch()

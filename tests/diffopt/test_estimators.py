@@ -218,14 +218,14 @@ def test_data_are_arguments_and_no_constants_of_a_program(name):
         ),
         (
             TypeError,
-            "grad must be a GradientEstimator.*function",
-            lambda: diffopt.sample(SGHMC, loss, PARAMS, (X, Y), num_steps=2, grad=GRAD),
+            "estimator must be a GradientEstimator.*function",
+            lambda: diffopt.sample(SGHMC, loss, PARAMS, (X, Y), num_steps=2, estimator=GRAD),
         ),
         (
             ValueError,
-            "grad needs data, got data=None",
+            "estimator needs data, got data=None",
             lambda: diffopt.sample(
-                SGHMC, loss, PARAMS, num_steps=2, grad=ESTIMATORS["svrg"]
+                SGHMC, loss, PARAMS, num_steps=2, estimator=ESTIMATORS["svrg"]
             ),
         ),
     ],
@@ -242,30 +242,30 @@ SGHMC = diffopt.sghmc(0.05, temperature=1 / N)
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_under_sample_going_on_is_bit_for_bit_one_run(name):
     run = lambda params, **k: diffopt.sample(
-        SGHMC, loss, params, (X, Y), batch_size=BATCH, num_chains=4, grad=ESTIMATORS[name], **k
+        SGHMC, loss, params, (X, Y), batch_size=BATCH, num_chains=4, estimator=ESTIMATORS[name], **k
     )
     whole = run(CENTER, num_steps=23)
     part = run(CENTER, num_steps=9)
-    rest = run(part.params, num_steps=14, opt_state=part.opt_state)
+    rest = run(part.params, num_steps=14, state=part.state)
     joined = jax.tree.map(lambda a, b: np.concatenate([a, b], 1), part.draws, rest.draws)
     assert_equal(joined, whole.draws)
-    assert_equal(rest.opt_state, whole.opt_state)
+    assert_equal(rest.state, whole.state)
     if name == "svrg":  # each chain its own center, that of step 20
         centers = jax.tree.map(lambda d: d[:, 20], whole.draws)
-        assert_equal(whole.opt_state.grad_state.center, centers)
+        assert_equal(whole.state.estimator_state.center, centers)
     without = diffopt.sample(
         SGHMC, loss, CENTER, (X, Y), batch_size=BATCH, num_steps=2, num_chains=4
     )
     with pytest.raises(
-        TypeError, match=r"opt_state.grad_state.*, got PyTreeDef\(None\); go on with"
+        TypeError, match=r"state.estimator_state.*, got PyTreeDef\(None\); go on with"
     ):
-        run(without.params, num_steps=2, opt_state=without.opt_state)
+        run(without.params, num_steps=2, state=without.state)
     with pytest.raises(
-        TypeError, match=r"opt_state.grad_state must have the structure PyTreeDef\(None"
+        TypeError, match=r"state.estimator_state must have the structure PyTreeDef\(None"
     ):
         diffopt.sample(
             SGHMC, loss, part.params, (X, Y),
-            batch_size=BATCH, num_steps=2, opt_state=part.opt_state,
+            batch_size=BATCH, num_steps=2, state=part.state,
         )  # fmt: skip
 
 
@@ -273,13 +273,13 @@ def test_under_sample_going_on_is_bit_for_bit_one_run(name):
 def test_under_sample_the_losses_are_those_of_the_loss_and_the_steps_those_of_the_estimator():
     """With all examples in a batch the estimator has the exact gradient."""
     run = lambda **k: diffopt.sample(SGHMC, loss, PARAMS, (X, Y), num_steps=12, **k)
-    plain, corrected = run(), run(grad=ESTIMATORS["control_variate"])
+    plain, corrected = run(), run(estimator=ESTIMATORS["control_variate"])
     assert_close(corrected.draws, plain.draws, rtol=1e-4, atol=1e-5)
     assert_close(corrected.losses, plain.losses, rtol=1e-4)
-    noisy = run(batch_size=BATCH, grad=ESTIMATORS["svrg"])
+    noisy = run(batch_size=BATCH, estimator=ESTIMATORS["svrg"])
     other = diffopt.sample(
         SGHMC, lambda p, b: 7 + 0 * loss(p, b), PARAMS, (X, Y), num_steps=12, batch_size=BATCH,
-        grad=ESTIMATORS["svrg"],
+        estimator=ESTIMATORS["svrg"],
     )  # fmt: skip
     assert_equal(noisy.draws, other.draws)
     assert (other.losses == 7).all()
@@ -290,7 +290,14 @@ def test_under_sample_all_examples_are_seen_once_in_so_many_steps():
     calls = []
     estimator = diffopt.svrg(counted(calls), (X, Y), every=4)
     samples = diffopt.sample(
-        SGHMC, loss, PARAMS, (X, Y), batch_size=BATCH, num_chains=3, num_steps=41, grad=estimator
+        SGHMC,
+        loss,
+        PARAMS,
+        (X, Y),
+        batch_size=BATCH,
+        num_chains=3,
+        num_steps=41,
+        estimator=estimator,
     )
     jax.block_until_ready(samples.params)
     jax.effects_barrier()
@@ -307,9 +314,9 @@ def test_an_estimator_of_ones_own():
         ),
     )
     samples = diffopt.sample(
-        optax.sgd(1.0), loss, PARAMS, (X, Y), num_steps=3, batch_size=BATCH, grad=clipped
+        optax.sgd(1.0), loss, PARAMS, (X, Y), num_steps=3, batch_size=BATCH, estimator=clipped
     )
-    assert samples.opt_state.grad_state.tolist() == [3]
+    assert samples.state.estimator_state.tolist() == [3]
     steps = np.diff(samples.draws["w"], axis=1)
     assert np.abs(steps).max() < 0.0101
 
@@ -323,15 +330,15 @@ loss = lambda p, x: jnp.mean((x @ p - 1) ** 2) / 2
 tx = diffopt.sghmc(0.05, 1 / 50)
 svrg = diffopt.svrg(jax.grad(loss), x, 6, batch_size=20)
 run = lambda params, **k: diffopt.sample(
-    tx, loss, params, x, batch_size=7, num_chains=16, grad=svrg, **k
+    tx, loss, params, x, batch_size=7, num_chains=16, estimator=svrg, **k
 )
 many = run(jnp.zeros(3), num_steps=40)
-assert len(many.opt_state.grad_state.center.sharding.device_set) == 8
+assert len(many.state.estimator_state.center.sharding.device_set) == 8
 with jax.default_device(jax.devices()[0]):
     one = run(jnp.zeros(3), num_steps=40)
 np.testing.assert_allclose(many.draws, one.draws, rtol=1e-4, atol=1e-5)
 part = run(jnp.zeros(3), num_steps=15)
-rest = run(part.params, num_steps=25, opt_state=part.opt_state)
+rest = run(part.params, num_steps=25, state=part.state)
 np.testing.assert_array_equal(np.concatenate([part.draws, rest.draws], 1), many.draws)
 """
 
@@ -347,9 +354,9 @@ def test_eight_devices_share_the_chains():
 @pytest.mark.parametrize(
     ("update", "message"),
     [
-        (lambda p, batch, s: (p[:1], s), r"the gradients of grad must have the shape \(3,\)"),
-        (lambda p, batch, s: p, "grad must be a GradientEstimator, whose update"),
-        (optax.sgd(0.1).update, "the state that grad gives back must have the structure"),
+        (lambda p, batch, s: (p[:1], s), r"the gradients of estimator must have the shape \(3,\)"),
+        (lambda p, batch, s: p, "estimator must be a GradientEstimator, whose update"),
+        (optax.sgd(0.1).update, "the state that estimator gives back must have the structure"),
     ],
 )
 def test_what_is_no_estimator_is_refused(update, message):
@@ -357,7 +364,13 @@ def test_what_is_no_estimator_is_refused(update, message):
     grad = diffopt.GradientEstimator(lambda p: (), update)
     with pytest.raises(TypeError, match=message):
         diffopt.sample(
-            optax.sgd(0.1), loss, jnp.ones(3), jnp.ones(4), grad=grad, num_steps=2, batch_size=2
+            optax.sgd(0.1),
+            loss,
+            jnp.ones(3),
+            jnp.ones(4),
+            estimator=grad,
+            num_steps=2,
+            batch_size=2,
         )
 
 

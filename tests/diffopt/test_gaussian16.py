@@ -14,9 +14,9 @@ from jax.extend.random import threefry_2x32
 from scipy import special
 
 import diffopt
-from diffopt.bits16 import random_blocks
-from diffopt.gaussian16 import gaussian16
-from diffopt.increments import increments
+from diffopt.noise.bits16 import random_blocks
+from diffopt.noise.gaussian16 import gaussian16
+from diffopt.noise.increments import draw_increments
 
 pytestmark = pytest.mark.slow
 
@@ -110,11 +110,11 @@ def test_a_tree_of_all_dtypes():
         "half": jnp.zeros((6,), jnp.bfloat16),
         "complex": jnp.zeros((7,), jnp.complex64),
     }
-    xi = increments(KEY, tree, "gaussian16")
+    xi = draw_increments(KEY, tree, "gaussian16")
     assert jax.tree.structure(xi) == jax.tree.structure(tree)
     for x, leaf in zip(jax.tree.leaves(xi), jax.tree.leaves(tree), strict=True):
         assert x.shape == leaf.shape and x.dtype == jnp.promote_types(leaf.dtype, jnp.float32)
-    jitted = jax.jit(lambda key: increments(key, tree, "gaussian16"))(KEY)
+    jitted = jax.jit(lambda key: draw_increments(key, tree, "gaussian16"))(KEY)
     assert all(jax.tree.leaves(jax.tree.map(near, xi, jitted)))
 
 

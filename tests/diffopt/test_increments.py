@@ -5,8 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffopt.bits16 import random_16_bits
-from diffopt.increments import SMALL, get_noise, increments, rademacher, random_bits_like
+from diffopt.noise.bits16 import random_16_bits
+from diffopt.noise.increments import (
+    SMALL,
+    draw_increments,
+    get_noise,
+    rademacher,
+    random_bits_like,
+)
 
 NOISES = ["gaussian", "gaussian16", "rademacher"]
 KEY = jax.random.key(5)
@@ -44,28 +50,28 @@ TREE = {
 
 @pytest.mark.parametrize("noise", NOISES)
 def test_a_tree_keeps_its_structure_shapes_and_at_least_32_bits(noise):
-    xi = increments(KEY, TREE, noise)
+    xi = draw_increments(KEY, TREE, noise)
     assert jax.tree.structure(xi) == jax.tree.structure(TREE)
     for x, leaf in zip(jax.tree.leaves(xi), jax.tree.leaves(TREE), strict=True):
         assert x.shape == leaf.shape
         assert x.dtype == jnp.promote_types(leaf.dtype, jnp.float32)
-    assert increments(KEY, {}, noise) == {} and increments(KEY, None, noise) is None
+    assert draw_increments(KEY, {}, noise) == {} and draw_increments(KEY, None, noise) is None
 
 
 @pytest.mark.parametrize("noise", NOISES)
 def test_the_same_key_gives_the_same_increment_jitted_or_not(noise):
-    first = increments(KEY, TREE, noise)
+    first = draw_increments(KEY, TREE, noise)
     for other in (
-        increments(KEY, TREE, noise),
-        jax.jit(lambda key: increments(key, TREE, noise))(KEY),
+        draw_increments(KEY, TREE, noise),
+        jax.jit(lambda key: draw_increments(key, TREE, noise))(KEY),
     ):
         assert all(jax.tree.leaves(jax.tree.map(same, first, other)))
-    changed = increments(jax.random.key(6), TREE, noise)
+    changed = draw_increments(jax.random.key(6), TREE, noise)
     assert not bool(jnp.all(first["large"] == changed["large"]))
 
 
 def test_no_number_is_used_twice_in_a_tree_or_in_two_trees():
-    one, two = (increments(key, TREE, "gaussian") for key in jax.random.split(KEY))
+    one, two = (draw_increments(key, TREE, "gaussian") for key in jax.random.split(KEY))
     parts = [
         np.concatenate([np.ravel(x).real, np.ravel(x).imag]) if np.iscomplexobj(x) else np.ravel(x)
         for x in jax.tree.leaves((one, two))
@@ -86,7 +92,7 @@ def test_a_function_is_called_once_a_leaf_with_its_shape_and_a_key_of_its_own():
         return jnp.full(shape, 2, dtype)
 
     params = {"a": jnp.zeros(3), "b": jnp.zeros((2, 2), jnp.bfloat16), "c": jnp.zeros(4, complex)}
-    xi = increments(KEY, params, sample)
+    xi = draw_increments(KEY, params, sample)
     assert [call[:2] for call in calls] == [
         ((3,), jnp.float32),
         ((2, 2), jnp.float32),
@@ -104,13 +110,13 @@ def test_an_unknown_noise_is_refused_with_the_known_names():
 def test_integer_and_boolean_leaves_are_named():
     for leaf in (jnp.arange(3), jnp.array([True])):
         with pytest.raises(TypeError, match=rf"params\['layer'\]\[1\] has dtype {leaf.dtype}"):
-            increments(KEY, {"layer": [jnp.ones(2), leaf]}, "gaussian")
+            draw_increments(KEY, {"layer": [jnp.ones(2), leaf]}, "gaussian")
 
 
 @pytest.mark.parametrize("noise", NOISES)
 def test_a_leaf_of_a_billion_elements_is_traced_without_memory(noise):
     leaf = jax.ShapeDtypeStruct((10**9,), jnp.float32)
-    xi = jax.eval_shape(lambda key, x: increments(key, x, noise), KEY, leaf)
+    xi = jax.eval_shape(lambda key, x: draw_increments(key, x, noise), KEY, leaf)
     assert xi.shape == leaf.shape and xi.dtype == leaf.dtype
 
 

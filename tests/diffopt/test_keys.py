@@ -10,7 +10,7 @@ import pytest
 from flax import linen, nnx
 
 import diffopt
-from diffopt.keys import check_key, derive_key
+from diffopt.inputs.keys import check_key, derive_key
 from tests.helpers import SAMPLERS, is_key
 
 SEEDS = range(4)

@@ -38,7 +38,7 @@ def run(keep, path):
     ],
 )
 def test_sample_i_is_update_start_plus_i_every(capacity, start, every, kept):
-    state = run(diffopt.collect(capacity, start=start, every=every), {"w": jnp.arange(10.0)})
+    state = run(diffopt.collect(capacity, burn_in=start, every=every), {"w": jnp.arange(10.0)})
     assert state.samples["w"].shape == (capacity,)
     assert state.samples["w"][: len(kept)].tolist() == kept
     assert jnp.isnan(state.samples["w"][len(kept) :]).all()
@@ -66,12 +66,12 @@ def test_dtypes_shapes_and_none_are_kept():
 @pytest.mark.parametrize("arguments", [(0, 0, 1), (-1, 0, 1), (1, -1, 1), (1, 0, 0)])
 def test_impossible_plans(arguments):
     capacity, start, every = arguments
-    with pytest.raises(ValueError, match="capacity ≥ 1, start ≥ 0 and every ≥ 1"):
-        diffopt.collect(capacity, start=start, every=every)
+    with pytest.raises(ValueError, match="capacity ≥ 1, burn_in ≥ 0 and every ≥ 1"):
+        diffopt.collect(capacity, burn_in=start, every=every)
 
 
 def test_chains_under_vmap_equal_each_chain_alone():
-    keep = diffopt.collect(4, start=1, every=2)
+    keep = diffopt.collect(4, burn_in=1, every=2)
     path = jax.random.normal(jax.random.key(0), (3, 9, 5))
     chains = jax.vmap(partial(run, keep))(path)
     for i in range(3):
@@ -143,7 +143,7 @@ def diverged():
     path = np.random.default_rng(0).normal(size=(5, 8, 3))
     path[1, 4:, 2] = np.inf
     path[3, 6:, :] = np.nan
-    keep = diffopt.collect(4, start=1, every=2)
+    keep = diffopt.collect(4, burn_in=1, every=2)
     return path, jax.vmap(partial(run, keep))(jnp.asarray(path, jnp.float32))
 
 
@@ -186,7 +186,7 @@ def test_a_sampler_with_too_long_a_step_is_caught():
         params = optax.apply_updates(params, updates)
         return (params, state, keep.update(params, kept), eta), None
 
-    keep = diffopt.collect(20, start=100, every=10)
+    keep = diffopt.collect(20, burn_in=100, every=10)
     params = jnp.ones((3, 2))
     state = diffopt.split_keys(diffopt.sgld(0.1, 1.0).init(params[0]), 3)
     carry = params, state, jax.vmap(keep.init)(params), jnp.array([0.1, 3.0, 0.1])
@@ -319,7 +319,7 @@ ETA, DRAWS = 0.1, 4000
 def gaussian():
     """ArviZ's view of 4 chains of SGLD on L = kθ²/2 at T = 1, for k = 1 and k = 4."""
     tx = diffopt.sgld(ETA, temperature=1.0)
-    keep = diffopt.collect(DRAWS, start=200)
+    keep = diffopt.collect(DRAWS, burn_in=200)
     params = {"a": jnp.zeros(4), "b": {"c": jnp.zeros((4, 20))}}
     first = jax.tree.map(lambda p: p[0], params)
 

@@ -28,7 +28,7 @@ def zeros(key, shape, dtype):
 @cache
 def compiled(every):
     """The first state of chains that stay, and an update of it."""
-    tx = diffopt.replica_exchange(partial(diffopt.sgld, 0.1, noise=zeros), LADDER, every=every)
+    tx = diffopt.replica_exchange(partial(diffopt.sgld, noise=zeros), 0.1, LADDER, every=every)
     still = jnp.zeros(4)
     update = jax.jit(lambda state, losses: tx.update(still, state, value=losses)[1])
     return jax.jit(tx.init)(still), update
@@ -71,7 +71,7 @@ def test_a_chain_without_a_loss_swaps_with_none_and_one_at_infinity_leaves_the_c
 def test_a_pair_swaps_as_often_as_the_formula_says():
     trials, losses = 20_000, jnp.array([0.3, 0.9, -0.4])
     covariance = jnp.array([[0.5, 0.2, 0.0], [0.2, 0.9, -0.1], [0.0, -0.1, 0.4]])
-    tx = diffopt.replica_exchange(partial(diffopt.sgld, 0.1, noise=zeros), [0.5, 1.0, 1.6])
+    tx = diffopt.replica_exchange(partial(diffopt.sgld, noise=zeros), 0.1, [0.5, 1.0, 1.6])
     start = tx.init(jnp.zeros(3))._replace(rung=jnp.array([1, 2, 0]))  # chains 2, 0, 1
 
     @jax.jit
@@ -91,7 +91,7 @@ def test_a_pair_swaps_as_often_as_the_formula_says():
 
 
 def test_each_chain_takes_the_step_of_its_own_temperature_and_keeps_its_place():
-    tx = diffopt.replica_exchange(partial(diffopt.sgld, 0.1, noise=ones), LADDER)
+    tx = diffopt.replica_exchange(partial(diffopt.sgld, noise=ones), 0.1, LADDER)
     grads = {"w": jnp.arange(12.0).reshape(4, 3), "b": jnp.ones(4, jnp.bfloat16), "none": None}
     updates, state = jax.jit(partial(tx.update, value=DOWNHILL))(grads, jax.jit(tx.init)(grads))
     assert_like(updates, grads)
@@ -102,8 +102,8 @@ def test_each_chain_takes_the_step_of_its_own_temperature_and_keeps_its_place():
 
 
 def test_velocities_change_with_the_temperature():
-    make = partial(diffopt.baoab, 0.1, friction=0.0, noise=zeros)
-    tx = diffopt.replica_exchange(make, LADDER)
+    make = partial(diffopt.baoab, friction=0.0, noise=zeros)
+    tx = diffopt.replica_exchange(make, 0.1, LADDER)
     state = jax.jit(tx.init)(ZERO)
     velocity = {"w": jnp.ones((4, 3)), "b": jnp.ones(4, jnp.bfloat16), "none": None}
     state = state._replace(states=state.states._replace(velocity=velocity))
@@ -118,9 +118,7 @@ def test_velocities_change_with_the_temperature():
 
 @pytest.mark.slow
 def test_chains_of_one_key_differ_and_it_runs_in_a_chain_in_scan_under_strict_settings():
-    tx = optax.chain(
-        optax.scale(0.5), diffopt.replica_exchange(partial(diffopt.sghmc, 0.1), LADDER, key=3)
-    )
+    tx = optax.chain(optax.scale(0.5), diffopt.replica_exchange(diffopt.sghmc, 0.1, LADDER, key=3))
 
     @jax.jit
     def simulate(params, state):
@@ -147,7 +145,7 @@ def test_chains_of_one_key_differ_and_it_runs_in_a_chain_in_scan_under_strict_se
 
 def test_it_can_be_made_of_arrays_in_a_traced_function():
     def first_step(ladder, params):
-        tx = diffopt.replica_exchange(partial(diffopt.sgld, 0.1), ladder)
+        tx = diffopt.replica_exchange(diffopt.sgld, 0.1, ladder)
         return tx.update(params, tx.init(params), value=params["b"])
 
     updates, state = jax.eval_shape(first_step, jnp.array(LADDER), ZERO)
@@ -156,23 +154,25 @@ def test_it_can_be_made_of_arrays_in_a_traced_function():
 
 
 def test_what_is_no_ladder_is_refused_by_name_and_value():
-    sgld = partial(diffopt.sgld, 0.1)
+    sgld = diffopt.sgld
     for bad in ([1.0], [], [2.0, 1.0], [1.0, 1.0], [0.0, 1.0], [-1.0, 1.0], [1.0, np.inf]):
         with pytest.raises(ValueError, match=r"temperatures must be two or more, .*, got \["):
-            diffopt.replica_exchange(sgld, bad)
+            diffopt.replica_exchange(sgld, 0.1, bad)
     for bad in (1.0, None, "warm", [[1.0, 2.0]], [1.0, "hot"], lambda count: 1.0):
         with pytest.raises(TypeError, match="temperatures must be a sequence of numbers, got"):
-            diffopt.replica_exchange(sgld, bad)
+            diffopt.replica_exchange(sgld, 0.1, bad)
     with pytest.raises(ValueError, match="every must be ≥ 1, got 0"):
-        diffopt.replica_exchange(sgld, LADDER, every=0)
+        diffopt.replica_exchange(sgld, 0.1, LADDER, every=0)
     with pytest.raises(TypeError, match="key must be"):
-        diffopt.replica_exchange(sgld, LADDER, key=0.5)
-    with pytest.raises(TypeError, match="sampler must be called as sampler.temperature, key=key."):
-        diffopt.replica_exchange(diffopt.sgld(0.1, 1.0), LADDER)
+        diffopt.replica_exchange(sgld, 0.1, LADDER, key=0.5)
+    with pytest.raises(
+        TypeError, match="sampler must be called as sampler.step_size, temperature, key=key."
+    ):
+        diffopt.replica_exchange(diffopt.sgld(0.1, 1.0), 0.1, LADDER)
 
 
 def test_params_gradients_losses_and_covariances_of_another_shape_are_refused():
-    tx = diffopt.replica_exchange(partial(diffopt.sgld, 0.1), LADDER)
+    tx = diffopt.replica_exchange(diffopt.sgld, 0.1, LADDER)
     with pytest.raises(ValueError, match=r"params\['b'\] must lead with the 4 chains, .* \(3,\)"):
         tx.init({"a": jnp.zeros(4), "b": jnp.zeros(3)})
     with pytest.raises(TypeError, match=r"params has dtype int32"):
@@ -191,33 +191,39 @@ def test_params_gradients_losses_and_covariances_of_another_shape_are_refused():
 
 
 def test_temperatures_that_no_swap_would_reach_are_refused():
-    injected = partial(optax.inject_hyperparams(diffopt.sgld), 0.1)
+    injected = optax.inject_hyperparams(diffopt.sgld)
     with pytest.raises(TypeError, match="keeps hyperparameters in its state"):
-        diffopt.replica_exchange(injected, [1.0, 2.0]).init(jnp.ones(2))
+        diffopt.replica_exchange(injected, 0.1, [1.0, 2.0]).init(jnp.ones(2))
 
 
 @pytest.mark.parametrize(
     ("sampler", "message"),
     [
-        (diffopt.sgld, "sampler must be called as sampler.temperature, key=key."),
-        (lambda T: diffopt.sgld(0.1, T), "sampler must be called as sampler.temperature, key=key."),
-        (lambda T, key: 3, "must give an Optax transformation, got 3"),
+        (
+            partial(diffopt.sgld, 0.1),
+            "sampler must be called as sampler.step_size, temperature, key=key.",
+        ),
+        (
+            lambda h, T: diffopt.sgld(h, T),
+            "sampler must be called as sampler.step_size, temperature, key=key.",
+        ),
+        (lambda h, T, key: 3, "must give an Optax transformation, got 3"),
     ],
 )
 def test_what_is_no_sampler(sampler, message):
     with pytest.raises(TypeError, match=message):
-        diffopt.replica_exchange(sampler, [1.0, 2.0])
+        diffopt.replica_exchange(sampler, 0.1, [1.0, 2.0])
 
 
 def test_a_fresh_state_may_be_donated_and_a_sampler_may_fold_its_key():
-    fold = lambda T, key: diffopt.sgld(0.1, T, key=jax.random.fold_in(key, 1))
-    tx, params = diffopt.replica_exchange(fold, [1.0, 2.0, 3.0]), jnp.ones(3)
+    fold = lambda h, T, key: diffopt.sgld(h, T, key=jax.random.fold_in(key, 1))
+    tx, params = diffopt.replica_exchange(fold, 0.1, [1.0, 2.0, 3.0]), jnp.ones(3)
     step = jax.jit(lambda s, p: tx.update(p, s, p, value=p)[1], donate_argnums=0)
     assert step(tx.init(params), params).phase == 1
 
 
 def test_a_negative_variance_is_none_and_two_infinite_losses_do_not_swap():
-    tx, params = diffopt.replica_exchange(partial(diffopt.sgld, 0.1), [1.0, 2.0]), jnp.ones(2)
+    tx, params = diffopt.replica_exchange(diffopt.sgld, 0.1, [1.0, 2.0]), jnp.ones(2)
     swaps = lambda **kw: tx.update(params, tx.init(params), params, **kw)[1].swaps[0]
     impossible = jnp.array([[0.0, 1e3], [1e3, 0.0]])
     assert swaps(value=jnp.array([0.0, 50.0]), covariance=impossible) == 0
@@ -227,7 +233,7 @@ def test_a_negative_variance_is_none_and_two_infinite_losses_do_not_swap():
 
 def test_strict_promotion_in_64_bits():
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
-        sampler = partial(diffopt.baoab, 0.1)
-        tx, params = diffopt.replica_exchange(sampler, [1.0, 2.0, 3.0]), jnp.ones(3, "float32")
+        tx = diffopt.replica_exchange(diffopt.baoab, 0.1, [1.0, 2.0, 3.0])
+        params = jnp.ones(3, "float32")
         updates, _ = jax.jit(tx.update)(params, tx.init(params), params, value=params)
         assert updates.dtype == "float32"

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import diffopt
-from diffopt.rounding import _partner
+from diffopt.samplers.low_precision import _second_16_bits
 
 PARAMS = {"w": jnp.arange(-3.0, 3.0, dtype="bfloat16").reshape(2, 3), "b": jnp.ones(3, "float16")}
 GRADS = jax.tree.map(lambda p: p / 2 - 1, PARAMS)
@@ -272,7 +272,7 @@ def test_chains_and_temperatures():
 
 def test_the_bits_of_both_roundings_are_even_in_a_square():
     bits = jnp.arange(2**16, dtype=jnp.uint32)
-    partner = np.asarray(_partner(bits), np.float64)
+    partner = np.asarray(_second_16_bits(bits), np.float64)
     assert len(np.unique(partner)) == 2**16
     assert np.abs(np.cumsum(partner - partner.mean())).max() / 2**32 < 5e-5
 

@@ -34,7 +34,7 @@ def test_sgld_is_limited_by_its_stiffest_direction():
     assert hot.any() and not table.good[hot].any()
     finite = np.isfinite(table.stiffest) & (table.step_size > step_size / 4)
     exact = 1 / (1 - table.step_size[finite] * 30 / 2)
-    error = table.standard_error["stiffest"][finite]
+    error = table.standard_error.stiffest[finite]
     assert (np.abs(table.stiffest[finite] - exact) < 4.5 * error).all()
 
 
@@ -142,7 +142,7 @@ def network():
         return training.mean_loss(graphdef, params, *batch) + prior
 
     tx = diffopt.sghmc(0.002, T)
-    last = diffopt.sample(tx, partial(loss, 0.01), params, batch, num_steps=300, start=299).params
+    last = diffopt.sample(tx, partial(loss, 0.01), params, batch, num_steps=300, burn_in=299).params
     return loss, jax.tree.map(lambda p: p[0], last), batch
 
 
@@ -157,7 +157,7 @@ def test_the_articles_network_is_at_its_temperature(network):
     overall = table.overall[table.step_size == step_size]
     assert (abs(overall - 1) < 0.055).all()
     tx = diffopt.sghmc(step_size, T)
-    samples = diffopt.sample(tx, loss, params, batch, num_steps=600, start=200)
+    samples = diffopt.sample(tx, loss, params, batch, num_steps=600, burn_in=200)
     assert (samples.diverged < 0).all()
     for temperature in samples.temperatures:
         assert abs(temperature.mean() / T - 1) < 0.055  # the tolerance, and chance

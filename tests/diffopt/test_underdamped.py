@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import diffopt
-from diffopt.underdamped import _spread
+from diffopt.samplers.ubu import _transverse_variance
 from tests.helpers import assert_close, path, run
 
 PARAMS = {"w": jnp.array([[0.5, -1.0], [2.0, 0.1]]), "b": jnp.array([0.3, -0.7])}
@@ -133,4 +133,4 @@ def test_the_noise_of_ubu_loses_no_digits():
     x = np.geomspace(1e-7, 50, 400)
     with np.errstate(all="ignore"):
         exact = np.where(x < 3e-3, x / 3 * (1 - 0.4 * x**2), (x - np.tanh(x)) / x**2)
-    np.testing.assert_allclose(_spread(jnp.float32(x)), exact, rtol=1e-5)
+    np.testing.assert_allclose(_transverse_variance(jnp.float32(x)), exact, rtol=1e-5)

@@ -228,8 +228,8 @@ DIFFUSIONS = (DIFFUSION, OVERDAMPED, REPLICAS)
 def replicas(hp: Settings, chains: int, key: jax.Array) -> optax.GradientTransformation:
     """Each instance's chains on a ladder of temperatures, geometric and down to a quarter."""
     ladder = jnp.geomspace(hp["temperature"] / 4, hp["temperature"], chains)
-    sampler = partial(diffopt.baoab, hp["learning_rate"], friction=0.5)
-    return mapped(diffopt.replica_exchange(sampler, ladder, key=key))
+    sampler = partial(diffopt.baoab, friction=0.5)
+    return mapped(diffopt.replica_exchange(sampler, hp["learning_rate"], ladder, key=key))
 
 
 # each of (hyperparameters, steps, chains, key)

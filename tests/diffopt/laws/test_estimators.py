@@ -210,8 +210,8 @@ def test_every_direction_of_a_posterior_within_ten_percent():
     def ratios(batch_size, grad):
         samples = diffopt.sample(
             diffopt.baoab(0.02, 1 / number, friction=0.3), loss, mode, (x, y),
-            num_steps=60_000, start=3000, every=50, num_chains=64,
-            batch_size=batch_size, grad=grad,
+            num_steps=60_000, burn_in=3000, every=50, num_chains=64,
+            batch_size=batch_size, estimator=grad,
         )  # fmt: skip
         away = (np.asarray(samples.draws, float) - np.asarray(mode, float)) @ directions
         each = (away**2).mean(1) * curvature

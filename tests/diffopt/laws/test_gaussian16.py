@@ -12,8 +12,8 @@ import pytest
 from scipy import stats
 
 import diffopt
-from diffopt.gaussian16 import gaussian16, quantile
-from diffopt.increments import SMALL, increments
+from diffopt.noise.gaussian16 import gaussian16, quantile
+from diffopt.noise.increments import SMALL, draw_increments
 from tests.helpers import ROOT
 
 pytestmark = pytest.mark.slow
@@ -161,7 +161,7 @@ def scores(a, b):
 def test_leaves_keys_and_steps_are_uncorrelated():
     large, small = jnp.zeros((512, 512)), jnp.zeros(SMALL - 1)
     params = {"a": large, "b": large, "small": [small, small], "complex": jnp.zeros(SMALL, complex)}
-    one, two = (increments(jax.random.key(k), params, "gaussian16") for k in (5, 6))
+    one, two = (draw_increments(jax.random.key(k), params, "gaussian16") for k in (5, 6))
     pairs = [(one["a"], one["b"]), (one["a"], two["a"]), (one["small"][0], one["small"][1])]
     pairs += [(one["small"][0], np.ravel(one["a"])[: SMALL - 1])]
     pairs += [(one["small"][0], two["small"][0]), (one["complex"].real, one["complex"].imag)]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import diffopt
-from diffopt.gaussian16 import gaussian16
-from diffopt.increments import gaussian, increments, rademacher
+from diffopt.noise.gaussian16 import gaussian16
+from diffopt.noise.increments import draw_increments, gaussian, rademacher
 
 N = 200_000
 NOISES = {"gaussian": gaussian, "gaussian16": gaussian16, "rademacher": rademacher}
@@ -66,7 +66,7 @@ def test_the_32_bits_of_a_word_are_fair_and_independent_in_pairs_and_triples():
 @noises
 def test_steps_leaves_and_keys_are_independent(noise):
     params = {"a": jnp.zeros(N), "b": jnp.zeros(N), "small": [jnp.zeros(30_000)] * 2}
-    one, two = (increments(jax.random.key(k), params, noise) for k in (5, 6))
+    one, two = (draw_increments(jax.random.key(k), params, noise) for k in (5, 6))
     uncorrelated(one["a"], one["b"])
     uncorrelated(one["small"][0], one["small"][1])
     uncorrelated(one["small"][0], one["a"][:30_000])
@@ -80,7 +80,9 @@ def test_steps_leaves_and_keys_are_independent(noise):
 
 
 def test_both_parts_of_a_complex_leaf_have_variance_one_and_are_independent():
-    xi = np.asarray(increments(jax.random.key(7), jnp.zeros(N, jnp.complex64), "gaussian"), complex)
+    xi = np.asarray(
+        draw_increments(jax.random.key(7), jnp.zeros(N, jnp.complex64), "gaussian"), complex
+    )
     close((xi.real**2).mean(), 1, 2, N)
     close((xi.imag**2).mean(), 1, 2, N)
     uncorrelated(xi.real, xi.imag)
@@ -88,7 +90,7 @@ def test_both_parts_of_a_complex_leaf_have_variance_one_and_are_independent():
 
 def test_a_bfloat16_leaf_gets_an_increment_of_variance_one():
     xi = np.asarray(
-        increments(jax.random.key(8), jnp.zeros(N, jnp.bfloat16), "gaussian"), np.float64
+        draw_increments(jax.random.key(8), jnp.zeros(N, jnp.bfloat16), "gaussian"), np.float64
     )
     close((xi**2).mean(), 1, 2, N)
     assert np.abs(xi).max() > 4

@@ -65,7 +65,7 @@ def test_eight_schools():
         params,
         num_steps=42_000,
         num_chains=64,
-        start=2000,
+        burn_in=2000,
         every=20,
     )
     assert (samples.diverged < 0).all()
@@ -100,7 +100,7 @@ def test_linear_regression_on_the_diabetes_data():
         (x, y),
         num_steps=6000,
         num_chains=32,
-        start=1000,
+        burn_in=1000,
         every=5,
     )
     within_five_percent(samples.draws, mean, np.sqrt(np.diag(covariance)))

@@ -217,7 +217,7 @@ def test_the_batches_of_an_epoch_heat_far_less_than_independent_ones():
         jnp.asarray(CENTER, jnp.float32),
         (jnp.asarray(X, jnp.float32), jnp.asarray(Y, jnp.float32)),
         num_steps=4_000,
-        start=1_000,
+        burn_in=1_000,
         every=20,
         num_chains=500,
         batch_size=BATCH,

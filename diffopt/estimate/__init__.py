@@ -1,0 +1,1 @@
+"""What a run tells: the step size, the learning coefficient."""

@@ -1,0 +1,74 @@
+"""Functions that a user gives: checked without running them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .._types import Batch, Loss, Params, Sampler
+from .trees import check_like
+
+
+def check_transformation(tx: Any) -> None:
+    """Raise a TypeError unless `tx` has the two functions of an Optax transformation."""
+    if not (hasattr(tx, "init") and hasattr(tx, "update")):
+        raise TypeError(f"tx must be an Optax transformation, got {tx!r}")
+
+
+def check_sampler(sampler: Sampler) -> None:
+    """Raise a TypeError unless `sampler(step_size, temperature, key=key)` is a transformation.
+
+    It is called with traced numbers, as it is where the program runs.
+    """
+    call = "sampler(step_size, temperature, key=key)"
+    made: list[Any] = []
+    number = jax.ShapeDtypeStruct((), jnp.float32)
+    seed = jax.eval_shape(lambda: jax.random.key(0))
+    make = lambda step_size, T, key: made.append(sampler(step_size, T, key=key))
+    try:
+        jax.eval_shape(make, number, number, seed)
+    except TypeError as error:
+        raise TypeError(f"sampler must be called as {call}, as diffopt.sgld is: {error}") from error
+    (tx,) = made
+    if not (hasattr(tx, "init") and hasattr(tx, "update")):
+        raise TypeError(f"{call} must give an Optax transformation, got {tx!r}")
+
+
+def check_loss(loss: Loss, params: Params, *batch: Batch) -> None:
+    """Raise unless `loss(params, *batch)` is a real scalar; shapes will do."""
+    if not callable(loss):
+        raise TypeError(f"loss must be a function, got {loss!r}")
+    value = jax.eval_shape(loss, params, *batch)
+    if not (
+        isinstance(value, jax.ShapeDtypeStruct)
+        and value.shape == ()
+        and jnp.issubdtype(value.dtype, jnp.floating)
+    ):
+        raise TypeError(f"loss must give a real scalar, got {value}")
+
+
+def check_estimator(estimator: Any, params: Params, batch: Batch) -> None:
+    """Raise a TypeError unless `estimator` gives gradients like `params`; shapes will do."""
+    if not (hasattr(estimator, "init") and hasattr(estimator, "update")):
+        raise TypeError(f"estimator must be a GradientEstimator, as svrg gives, got {estimator!r}")
+    try:
+        state = jax.eval_shape(estimator.init, params)
+        gradients, after = jax.eval_shape(estimator.update, params, batch, state)
+    except Exception as error:  # of whatever is given in its place
+        raise TypeError(
+            "estimator must be a GradientEstimator, whose update(params, batch, state) gives"
+            f" (gradients, state): {str(error).strip().splitlines()[0]}"
+        ) from error
+    check_like("the gradients of estimator", gradients, params)
+    check_like("the state that estimator gives back", after, state)
+
+
+def check_concrete(call: str, **trees: Any) -> None:
+    """Raise a TypeError where a tree is traced: `call` runs programs, and is part of none."""
+    for name, tree in trees.items():
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
+            raise TypeError(
+                f"{call} cannot run inside jit, vmap, grad or scan: {name} is traced. It compiles"
+                " its own loop; for many starts give params that lead with the chain axis, and"
+                " num_chains=None"
+            )

@@ -1,0 +1,174 @@
+"""Trees of parameters: what a diffusion can move, sums over them, and how devices share them."""
+
+import math
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+SHOWN = 8  # leaves that an error lists
+NOT_NUMBERS = ("O", "S", "U", "M", "m")  # kinds of NumPy: objects, text, times
+
+
+def array_dtype(leaf: Any) -> Any:
+    """The dtype of an array or a number as JAX has it, and None of what is neither."""
+    if isinstance(leaf, bool | int | float | complex):
+        return jnp.result_type(leaf)
+    arrays = np.ndarray | np.generic | jax.Array | jax.ShapeDtypeStruct
+    if not isinstance(leaf, arrays) and not hasattr(leaf, "__jax_array__"):
+        return None
+    is_text = getattr(leaf.dtype, "kind", None) in NOT_NUMBERS
+    return leaf.dtype if is_text else jnp.result_type(leaf)
+
+
+def check_arrays(name: str, tree: Any) -> None:
+    """Raise a TypeError that names the first leaf of `tree` that is no array of numbers."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        masked = isinstance(leaf, np.ma.MaskedArray)
+        dtype = array_dtype(leaf)
+        numeric = any(
+            jnp.issubdtype(dtype, kind) for kind in (jnp.number, jnp.bool_, jax.dtypes.extended)
+        )
+        if numeric and not masked:
+            continue
+        cure = "leave out what is masked, or give the mask as data" if masked else "use np.asarray"
+        kind = f"{type(leaf).__module__}.{type(leaf).__qualname__}"
+        of = "" if dtype is None else f" of {dtype}"
+        raise TypeError(
+            f"{name}{jax.tree_util.keystr(path)} must be an array of numbers, got {kind}{of}:"
+            f" {cure}"
+        )
+
+
+def check_inexact(tree: Any, name: str = "params") -> None:
+    """Raise a TypeError that names the first leaf of `tree` that no diffusion can move."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        dtype = array_dtype(leaf)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
+            what = f"is {_describe(leaf)}" if dtype is None else f"has dtype {dtype}"
+            raise TypeError(
+                "a diffusion needs floating-point parameters, but"
+                f" {name}{jax.tree_util.keystr(path)} {what}: let the loss close over it, as"
+                " eqx.partition(model, eqx.is_inexact_array) does for a model; optax.masked leaves"
+                " it out of a transformation of your own"
+            )
+
+
+def _describe(leaf: Any) -> str:
+    text = repr(leaf)
+    return text if len(text) < 200 else f"a {type(leaf).__qualname__}"
+
+
+def count_degrees(tree: Any) -> int:
+    """How many real numbers a tree has: a complex one is two."""
+    return sum(math.prod(jnp.shape(x)) * (1 + jnp.iscomplexobj(x)) for x in jax.tree.leaves(tree))
+
+
+def leading_length(name: str, tree: Any, of: str) -> int:
+    """The length of the leading axis that all leaves of `tree` have in common, ≥ 1."""
+    shapes = {
+        f"{name}{jax.tree_util.keystr(path)}": jnp.shape(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    lengths = {shape[:1] for shape in shapes.values()}
+    if len(lengths) != 1 or lengths == {()}:
+        shown = [f"{leaf} {shape}" for leaf, shape in shapes.items()][:SHOWN]
+        more = f" and {len(shapes) - SHOWN} more" if len(shapes) > SHOWN else ""
+        got = ", ".join(shown) + more if shapes else f"{name} without leaves"
+        if () in shapes.values():
+            got += "; a list of numbers is a tree, and np.asarray makes it one array"
+        raise ValueError(f"{name} must have one leading axis of {of} in common, got {got}")
+    ((length,),) = lengths
+    if length < 1:
+        raise ValueError(f"{name} has no {of}: its leading axis is 0")
+    return length
+
+
+def find_states(opt_state: Any, *fields: str) -> list[Any]:
+    """The states in the state of a transformation that have all these fields."""
+    has_fields = lambda x: all(hasattr(x, field) for field in fields)
+    return [x for x in jax.tree.leaves(opt_state, is_leaf=has_fields) if has_fields(x)]
+
+
+def check_structure(name: str, tree: Any, like: Any) -> None:
+    """Raise a TypeError unless `tree` has the structure of `like`."""
+    structure: Any = jax.tree.structure(tree)
+    if structure != jax.tree.structure(like):
+        raise TypeError(
+            f"{name} must have the structure {jax.tree.structure(like)}, got {structure}"
+        )
+
+
+def check_like(name: str, tree: Any, like: Any) -> None:
+    """Raise a TypeError unless `tree` has the structure of `like` and the shapes of its leaves."""
+    check_structure(name, tree, like)
+    like_leaves = jax.tree_util.tree_leaves_with_path(like)
+    for (path, leaf), x in zip(like_leaves, jax.tree.leaves(tree), strict=True):
+        if jnp.shape(x) != jnp.shape(leaf):
+            raise TypeError(
+                f"{name}{jax.tree_util.keystr(path)} must have the shape {jnp.shape(leaf)}, got"
+                f" {jnp.shape(x)}"
+            )
+
+
+def check_finite(name: str, tree: Any) -> None:
+    """Raise a ValueError that names the first leaf that is not finite.
+
+    A tracer is taken as it is, and so is an array of which other hosts have a part.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        unknown = isinstance(leaf, jax.core.Tracer) or not getattr(
+            leaf, "is_fully_addressable", True
+        )
+        if not unknown and not np.isfinite(np.asarray(leaf)).all():
+            raise ValueError(f"{name}{jax.tree_util.keystr(path)} must be finite, got {leaf!r}")
+
+
+def cast_like(tree: Any, like: Any) -> Any:
+    """`tree` in the dtypes of `like`, none of them weak; PRNG keys stay."""
+
+    def cast(x: Any, y: Any) -> jax.Array:
+        dtype = jnp.result_type(y)
+        settled = getattr(x, "dtype", None) == dtype and not getattr(x, "weak_type", False)
+        return x if settled else jnp.asarray(x, dtype)
+
+    return jax.tree.map(cast, tree, like)
+
+
+def mean_product(x: Any, y: Any) -> jax.Array:
+    """The mean of x·y over all elements of two like trees, in float32; a complex one is two."""
+
+    def product(a: jax.Array, b: jax.Array) -> jax.Array:
+        dtype = np.promote_types(
+            np.promote_types(jnp.result_type(a), jnp.result_type(b)), "float32"
+        )
+        real = jnp.real(jnp.conj(jnp.asarray(a, dtype)) * jnp.asarray(b, dtype))
+        return jnp.sum(real).astype(float)
+
+    total = sum(jax.tree.leaves(jax.tree.map(product, x, y)), start=jnp.zeros([], float))
+    return (total / jnp.asarray(max(count_degrees(x), 1), float)).astype(
+        jnp.float32
+    )  # an int32 ends at 2³¹
+
+
+def by_shards(draw: Callable[..., Any]) -> Callable[..., Any]:
+    """`draw(key, tree, ...)`, of whose arrays, shaped like those of `tree`, devices draw shards.
+
+    Under explicit sharding every device draws the whole of an array whose type has no sharding.
+    """
+
+    @wraps(draw)
+    def drawn(key: jax.Array, tree: Any, *args: Any) -> Any:
+        axes = jax.sharding.get_abstract_mesh().explicit_axes
+        if not axes:
+            return draw(key, tree, *args)
+        specs = jax.tree.map(lambda leaf: jax.typeof(leaf).sharding.spec, tree)
+        shards = jax.sharding.auto_axes(
+            lambda key: draw(key, tree, *args), axes=axes, out_sharding=specs
+        )
+        return shards(key)
+
+    return drawn

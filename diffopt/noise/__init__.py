@@ -1,0 +1,1 @@
+"""How an increment for a tree is drawn: from the bits to the numbers."""

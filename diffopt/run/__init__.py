@@ -1,0 +1,1 @@
+"""From a loss to draws: `sample`, and what it is made of."""

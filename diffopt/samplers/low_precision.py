@@ -1,0 +1,264 @@
+"""Parameters of 16 bits: what rounding leaves out is kept, and the rounding itself is random."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ..inputs.keys import check_key, derive_key
+from ..inputs.trees import check_inexact, find_states
+from ..noise.increments import random_bits_like
+
+UNITS = 2**14
+
+
+TINY = float(jnp.finfo(jnp.float32).tiny)  # a CPU flushes what is smaller to 0
+
+
+class LowPrecisionState(NamedTuple):
+    """State of `low_precision`.
+
+    Attributes:
+      key: a typed PRNG key, split at every step.
+      residual: what the parameters leave out, an int16 in units of 2⁻¹⁴ of a parameter's spacing;
+        `optax.MaskedNode()` for a parameter of 32 bits or more.
+      inner_state: the state of the wrapped transformation, in float32.
+    """
+
+    key: jax.Array
+    residual: Any
+    inner_state: Any
+
+
+def _is_low(p: Any) -> bool:
+    dtype = jnp.result_type(p)
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+
+
+def _spacing(x: jax.Array, dtype: Any) -> jax.Array:
+    """The spacing of the numbers of `dtype` at the float32 `x`, a power of two."""
+    info = jnp.finfo(dtype)
+    word = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    binade = jax.lax.bitcast_convert_type(word & np.uint32(0x7F800000), jnp.float32)
+    finest = max(float(info.smallest_subnormal), TINY)
+    return jnp.maximum(binade * np.float32(info.eps), np.float32(finest))
+
+
+def _unit(p: jax.Array) -> jax.Array:
+    """2⁻¹⁴ of the spacing of the numbers of `p`'s dtype at `p`."""
+    spacing = _spacing(p.astype(jnp.float32), p.dtype)
+    return jnp.maximum(spacing * np.float32(1 / UNITS), np.float32(TINY))
+
+
+def _round(x: jax.Array, dtype: Any, bits: jax.Array) -> jax.Array:
+    """One of the two neighbours of the float32 `x` in `dtype`, by 16 random bits; its mean is x.
+
+    Within one spacing beyond the largest number it is the largest number.
+    """
+    info = jnp.finfo(dtype)
+    width = 23 - info.nmant
+    spacing = _spacing(x, dtype)
+    chance = (bits << 16 >> (32 - width)).astype(jnp.float32) * np.float32(2.0**-width)
+    size = jnp.floor(jnp.abs(x) / spacing + chance) * spacing
+    largest = np.float32(info.max)
+    near = jnp.abs(x) - largest < _spacing(jnp.asarray(largest), dtype)
+    size = jnp.where(near, jnp.minimum(size, largest), size)
+    return jnp.where(jnp.isfinite(x), jnp.copysign(size, x), x).astype(dtype)
+
+
+def _widen(p: Any) -> Any:
+    if not _is_low(p):
+        return p
+    if isinstance(p, jax.ShapeDtypeStruct):
+        return p.update(dtype=jnp.float32)
+    return p.astype(jnp.float32)
+
+
+def _residual(p: jax.Array, q: jax.Array) -> jax.Array:
+    return q.astype(jnp.float32) * _unit(p)
+
+
+def _second_16_bits(bits: jax.Array) -> jax.Array:
+    """A second number of 16 bits: with `bits` it is a point of a lattice that is even in a square.
+
+    Its factor is the odd number nearest to 2¹⁶ over the golden ratio.
+    """
+    return bits * np.uint32(40503) & np.uint32(0xFFFF)
+
+
+def _pass_in_one_word(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`x` and `y`, of at most 16 bits each, by way of one word, as what they have in common.
+
+    On a CPU XLA would compute that, a whole update, once for each of them.
+    """
+    cast = jax.lax.bitcast_convert_type
+    unsigned = [jnp.dtype(f"uint{8 * z.dtype.itemsize}") for z in (x, y)]
+    low, high = (cast(z, u).astype(jnp.uint32) for z, u in zip((x, y), unsigned, strict=True))
+    word = low | high << 16
+    return cast(word.astype(unsigned[0]), x.dtype), cast((word >> 16).astype(unsigned[1]), y.dtype)
+
+
+def add_residual(params: Any, residual: Any) -> Any:
+    """The exact parameters: what is seen and what rounding left out."""
+
+    def add(p: Any, q: Any) -> Any:
+        if isinstance(q, optax.MaskedNode):
+            return p
+        return p.astype(jnp.float32) + _residual(p, q)
+
+    return jax.tree.map(add, params, residual)
+
+
+def exact_params(params: optax.Params, opt_state: optax.OptState) -> Any:
+    """The exact parameters θ = p + r under `low_precision`, in float32.
+
+    What a program sees, p, is θ rounded at random to 16 bits; the state keeps the residual r.
+    Averages and variances over a chain are those of θ, and so is a checkpoint for use elsewhere.
+
+    Args:
+      params: the parameters p.
+      opt_state: the state of `low_precision`, or of an Optax transformation around it
+        (`optax.MultiSteps`, `optax.apply_if_finite`, ...) that has exactly one such state in it.
+
+    Returns:
+      A tree like `params`: float32 in place of 16 bits; parameters of 32 bits or more as they are.
+
+    Raises:
+      ValueError: no state in `opt_state` is that of `low_precision`, or several are.
+
+    Examples:
+      >>> import diffopt, jax.numpy as jnp, optax
+      >>> tx = diffopt.low_precision(optax.sgd(1e-3))
+      >>> params = jnp.ones(2, jnp.bfloat16)
+      >>> updates, state = tx.update(jnp.ones(2, jnp.bfloat16), tx.init(params), params)
+      >>> params = optax.apply_updates(params, updates)
+      >>> bool(jnp.allclose(diffopt.exact_params(params, state), 0.999, atol=1e-6))
+      True
+    """
+    states = find_states(opt_state, "residual", "inner_state")
+    if len(states) != 1:
+        raise ValueError(
+            f"opt_state must hold exactly one state of low_precision, got {len(states)};"
+            " pass that state itself"
+        )
+    return add_residual(params, states[0].residual)
+
+
+def low_precision(
+    tx: optax.GradientTransformation, *, key: int | jax.Array = 0
+) -> optax.GradientTransformationExtraArgs:
+    r"""Let a sampler or an optimizer work on bfloat16 or float16 parameters as on float32 ones.
+
+    bfloat16 has a spacing of 2⁻⁷ at 1. An update far below it is lost when the sum is rounded to
+    the nearest number, and when it is rounded at random, with the right mean, each step adds a
+    variance of up to a quarter of the squared spacing, which heats a chain many times over. Here
+    the exact parameter is θ = p + r: p is the parameter that the program sees and r a residual of
+    16 bits. The wrapped transformation takes its step u in float32, and
+
+        θ ← p + r + u
+        p ← θ rounded at random to one of its two neighbours, with mean θ
+        r ← θ - p
+
+    so nothing is lost and nothing is heated: the rounding of p does not enter θ. It is seen by
+    the gradient alone, which is taken at p; with mean θ its gradient is unbiased wherever the
+    loss is quadratic over one spacing. p itself is θ plus a rounding error of variance Δ²/6 or
+    less for a spacing Δ, redrawn at every step; `exact_params` gives θ.
+
+    float16's subnormal numbers are numbers like the others. θ may exceed the largest number, 65,504
+    in float16, by less than a spacing, and r holds the rest; beyond that p is infinite.
+
+    r is a fixed-point number of 2⁻¹⁴ of the spacing, itself rounded at random, so that p and r
+    together hold 22 bits and an update of any size moves θ on average. One update loses
+    something: where it takes a parameter to less than half its size, |u| > |p|/2, it is rounded to
+    the dtype of the updates, because p + update could not be a finer number.
+    `docs/derivations.md` says why 14 bits, why p is rounded at random, and what it costs.
+
+    The wrapped transformation sees float32 gradients and the exact θ as its parameters, and its
+    state is in float32: a moving average in bfloat16, as Adam's of g², stops moving by itself. Its
+    hyperparameters are float32 as well. Parameters of 32 bits or more pass as without the wrapper.
+
+    Memory: 2 bytes for each parameter of 16 bits, and the wrapped state in float32. With `sgld`
+    that is 4 bytes for a parameter and its residual, as for a float32 parameter, but the network
+    reads 2 of them.
+
+    Args:
+      tx: a sampler of diffopt or any other Optax transformation that ends in a parameter update.
+        Anything after the wrapper, as a scaling, breaks the sum θ = p + r: put it inside.
+      key: of the rounding, an int or a PRNG key, typed or raw. It may be that of the sampler.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs` whose state is a `LowPrecisionState`. Its updates
+      have the shapes and dtypes of the gradients, and are for `optax.apply_updates`.
+
+    Raises:
+      ValueError: at `update`, no `params` were given.
+      TypeError: `key` is no key; at `init`, a parameter is not floating-point.
+
+    Examples:
+      >>> import diffopt, jax, jax.numpy as jnp, optax
+      >>> def last(tx):
+      ...     @jax.jit
+      ...     def step(carry, _):
+      ...         params, state = carry
+      ...         updates, state = tx.update(jnp.ones_like(params), state, params)
+      ...         return (optax.apply_updates(params, updates), state), None
+      ...     params = jnp.ones(10_000, jnp.bfloat16)
+      ...     (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), length=500)
+      ...     return round(float(params.astype(jnp.float32).mean()), 2)
+      >>> tx = diffopt.sgld(1e-4, temperature=1e-3)  # 500 steps of -0.0001, and noise of 0.00045
+      >>> last(tx), last(diffopt.low_precision(tx))
+      (1.0, 0.95)
+
+    References:
+      Zhang, Wilson & De Sa, [Low-Precision Stochastic Gradient Langevin
+      Dynamics](https://arxiv.org/abs/2206.09909), ICML 2022. The residual is that of compensated
+      summation: Kahan, [Further remarks on reducing truncation
+      errors](https://doi.org/10.1145/363707.363723), 1965.
+    """
+    check_key(key)
+    tx = optax.with_extra_args_support(tx)
+
+    def init_fn(params: Any) -> LowPrecisionState:
+        check_inexact(params)
+        residual = jax.tree.map(
+            lambda p: jnp.zeros_like(p, jnp.int16) if _is_low(p) else optax.MaskedNode(), params
+        )
+        exact = jax.tree.map(_widen, params)
+        return LowPrecisionState(derive_key(key, "rounding"), residual, tx.init(exact))
+
+    def update_fn(
+        updates: Any, state: LowPrecisionState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, LowPrecisionState]:
+        if params is None:
+            raise ValueError("low_precision needs the parameters: tx.update(grads, state, params)")
+        key, subkey = jax.random.split(state.key)
+        exact = add_residual(params, state.residual)
+        grads = jax.tree.map(
+            lambda p, g: g.astype(jnp.float32) if _is_low(p) else g, params, updates
+        )
+        inner, inner_state = tx.update(grads, state.inner_state, exact, **extra_args)
+
+        def step(p: Any, g: Any, u: Any, q: Any, bits: Any) -> tuple[Any, Any]:
+            if not _is_low(p):
+                return u, q
+            start = p.astype(jnp.float32)
+            moved = _residual(p, q) + u.astype(jnp.float32)
+            rounded = _round(start + moved, p.dtype, bits)
+            update = (rounded.astype(jnp.float32) - start).astype(g.dtype)
+            after = (p + update).astype(p.dtype)  # as optax.apply_updates does
+            rest = (moved - (after.astype(jnp.float32) - start)) / _unit(after)
+            rest = jnp.floor(rest + _second_16_bits(bits).astype(jnp.float32) * np.float32(2**-16))
+            rest = jnp.clip(rest, -(2**15), 2**15 - 1).astype(jnp.int16)
+            rounded, rest = _pass_in_one_word(rounded, rest)
+            return (rounded.astype(jnp.float32) - start).astype(g.dtype), rest
+
+        steps = jax.tree.map(
+            step, params, updates, inner, state.residual, random_bits_like(subkey, params)
+        )
+        updates = jax.tree.map(lambda p, pair: pair[0], params, steps)
+        residual = jax.tree.map(lambda p, pair: pair[1], params, steps)
+        return updates, LowPrecisionState(key, residual, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

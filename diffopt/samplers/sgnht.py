@@ -1,0 +1,147 @@
+"""The stochastic gradient Nosé-Hoover thermostat."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .._types import Noise
+from ..inputs.scalars import as_float, check_number, check_scalar, ratio, root, value_at
+from ..inputs.trees import mean_product
+from .base import sampler
+from .underdamped import start
+
+
+class ThermostatState(NamedTuple):
+    """State of `sgnht`.
+
+    Attributes:
+      count: steps taken, an int32 scalar that stays at 2³¹ - 1 once it is there.
+      key: a typed PRNG key, split at every step.
+      velocity: v, with the structure, shapes and dtypes of the parameters.
+      mass: the mass M of the last step, a scalar: M v² is on average the temperature.
+      friction: the thermostat α, a scalar; the next step keeps 1 - α of the velocity.
+    """
+
+    count: jax.Array  # type: ignore[assignment]
+    key: jax.Array
+    velocity: Any
+    mass: jax.Array
+    friction: jax.Array
+
+
+def sgnht(
+    learning_rate: optax.ScalarOrSchedule,
+    temperature: optax.ScalarOrSchedule,
+    *,
+    momentum: float | jax.Array = 0.9,
+    key: int | jax.Array = 0,
+    noise: Noise = "gaussian",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Stochastic gradient Nosé-Hoover thermostat: SGHMC that holds its mean temperature itself.
+
+    The friction is a variable that grows while the velocities are too hot and shrinks while they
+    are too cold, so that noise of unknown size in the gradients, as from a minibatch, is taken
+    out again: dθ = u dt, du = -∇L dt - γu dt + √(2AT) dW, dγ ∝ (u·u/d - T) dt, with d the number
+    of parameters. In steps of length h, with v = hu, η = h², α = γh and m = 1 - Ah,
+    ξ ~ N(0, I):
+
+        v ← (1 - α) v - η ∇L(θ) + √(2(1 - m)ηT) ξ
+        θ ← θ + v
+        K = (2 - α) v·v / (2ηd)                          the kinetic temperature
+        1/α ← max(1/α - (K/T - 1)/2, 1)                  α starts at 1 - m
+
+    This is algorithm 2 of the paper but for two things. K is v·v/(ηd) corrected for friction in a
+    finite step. And the thermostat follows dα/dt = α²/2 (K/T - 1), solved over the step: critical
+    damping, so it settles within some 1/α steps at every temperature and winds up no further than
+    it unwinds, where the paper's v·v/d - η (its T is 1) takes 1/(ηT) steps.
+
+    The joint stationary density of the diffusion is proportional to exp(-L/T - u·u/(2T)) times
+    an inverse gamma density of α, of shape 2d + 1 and mean 1 - m, for any d
+    (`docs/derivations.md`); that of the step has weak order 1 in η. On L = k|θ|²/2 with many
+    parameters, where α becomes a constant α*, Var θ = T/k exactly at every stable step for
+    gradients with noise of the same variance σ² in every direction:
+
+        2(1 - m)ηT + η²σ² = α* ηT (2 - ηk / (2 - α*)),    α* ≈ 1 - m + ησ²/(2T).
+
+    Since α ≤ 1, the step can take out noise of up to ησ² ≈ 2mT, and few parameters need a momentum
+    of 1/2 or more: where 1 - m is near the bound, α can only fluctuate below it (at m = 0, ten
+    parameters are 10 % too hot). There is one thermostat for
+    all parameters: it holds their mean temperature. The noise of real minibatches differs by
+    direction: noisier directions than the mean stay warmer than T and pay by the others' being
+    colder, while the mean reads T. So a kinetic and a configurational temperature of T are
+    necessary for equilibrium, not sufficient; a direction of noise σ² is near T (T + a)/(T + ā),
+    a = ησ²/(2(1 - m)), ā its mean: `gradient_noise_temperature` measures both before you trust an
+    interval. `optax.partition` gives each group of parameters its own
+    thermostat, and each then needs its own `key`. K weighs velocities that remember some
+    1/(1 - m) steps by the present η, so η must change little in as many: a cycle has to be much
+    longer.
+
+    At T = 0 the friction is 1 - m and the step is `optax.sgd(η, momentum=m)`.
+
+    Memory: one velocity for each parameter and one scalar. It costs one sum over the velocities
+    more than `sghmc`. Choose it when gradients come from minibatches small enough to heat `sghmc`.
+
+    Args:
+      learning_rate: the step size η > 0: a number, a 0-d array or a schedule of the step count.
+      temperature: T ≥ 0, in units of the loss, likewise.
+      momentum: m in [0, 1), a number or a 0-d array: 1 - m is the friction that the injected
+        noise asks for.
+      key: an int or a PRNG key; each sampler and chain needs its own (see `sampler`).
+      noise: `"gaussian"`, `"gaussian16"`, `"rademacher"` or a function (see `sampler`).
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs` with a `ThermostatState`. Its updates have the
+      shapes and dtypes of the gradients.
+
+    Raises:
+      ValueError: `learning_rate` is not positive and finite; `temperature` is negative, NaN or
+        infinite; `momentum` is not in [0, 1); `noise` is an unknown name.
+      TypeError: an argument is of the wrong type; at `init`, a parameter is not floating-point.
+
+    Examples:
+      >>> import diffopt, jax, jax.numpy as jnp, optax
+      >>> tx = diffopt.sgnht(0.1, temperature=0.5)
+      >>> @jax.jit
+      ... def step(carry, key):
+      ...     params, state = carry
+      ...     grads = params + jax.random.normal(key, params.shape)  # as of a minibatch
+      ...     updates, state = tx.update(grads, state)
+      ...     return (optax.apply_updates(params, updates), state), None
+      >>> params = jnp.zeros(10_000)
+      >>> keys = jax.random.split(jax.random.key(1), 300)
+      >>> (params, state), _ = jax.lax.scan(step, (params, tx.init(params)), keys)
+      >>> bool(abs(params.var() - 0.5) < 0.03)  # sghmc is at 1.03
+      True
+      >>> print(f"{state.friction:.1f}")  # 1 - m + ησ²/(2T)
+      0.2
+
+    References:
+      Ding et al., [Bayesian Sampling Using Stochastic Gradient Thermostats](
+      https://papers.nips.cc/paper/5592-bayesian-sampling-using-stochastic-gradient-thermostats),
+      NeurIPS 2014.
+    """
+    check_scalar("learning_rate", learning_rate, positive=True)
+    check_scalar("temperature", temperature)
+    check_number("momentum", momentum, below=1)
+
+    def init(params: Any, count: jax.Array, key: jax.Array) -> ThermostatState:
+        friction = as_float(1 - momentum).astype(jnp.float32)
+        return ThermostatState(*start(params, count, key), friction)
+
+    def step(g: Any, xi: Any, state: ThermostatState) -> tuple[Any, ThermostatState]:
+        eta, T = value_at(learning_rate, state.count), value_at(temperature, state.count)
+        m = as_float(momentum)
+        alpha = jnp.where(T > 0, state.friction, 1 - m)
+        scale = root(2 * (1 - m) * eta * T)
+        velocity = jax.tree.map(
+            lambda g, xi, v: (1 - alpha) * v - eta * g + scale * xi, g, xi, state.velocity
+        )
+        mass = ratio(2 - alpha, 2 * eta)
+        K = mass * mean_product(velocity, velocity)
+        drive = jnp.where(eta * T > 0, ratio(K, T) - 1, 0)
+        alpha = 1 / jnp.maximum(1 / alpha - drive / 2, 1)
+        return velocity, state._replace(velocity=velocity, mass=mass, friction=alpha)
+
+    return sampler(step, init, key=key, noise=noise)
