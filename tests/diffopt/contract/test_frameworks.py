@@ -17,29 +17,19 @@ from tests.helpers import SAMPLERS, assert_close, assert_equal, assert_like, is_
 # In the hands of the libraries for networks
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """Parameters and states of all samplers after a step, saved by Orbax and restored."""
-    runs = {}
-    for name in SAMPLERS:
-        params, grads = setting(name)
-        del params["empty"], grads["empty"]  # Orbax has no room for nothing
-        tx = maker(name)(ETA, T)
-        _, state = jax.jit(tx.update)(grads, tx.init(params), params)
-        runs[name] = {"params": params, "grads": grads, "state": state}
-    with ocp.StandardCheckpointer() as checkpointer:
-        folder = tmp_path_factory.mktemp("orbax") / "runs"
-        checkpointer.save(folder, runs)
-        checkpointer.wait_until_finished()
-        blank = jax.tree.map(lambda x: x if is_key(x) else jnp.zeros_like(x), runs)
-        return runs, checkpointer.restore(folder, blank)
-
-
 @each_sampler
-def test_a_run_restored_by_orbax_goes_on_to_the_same_bits(name, checkpoint):
-    saved, restored = (runs[name] for runs in checkpoint)
+def test_a_run_restored_by_orbax_goes_on_to_the_same_bits(name, tmp_path):
+    params, grads = setting(name)
+    del params["empty"], grads["empty"]  # Orbax has no room for nothing
+    tx, update = standard(name)
+    _, state = update(grads, tx.init(params), params)
+    saved = {"params": params, "grads": grads, "state": state}
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "run", saved)
+        checkpointer.wait_until_finished()
+        blank = jax.tree.map(lambda x: x if is_key(x) else jnp.zeros_like(x), saved)
+        restored = checkpointer.restore(tmp_path / "run", blank)
     assert_equal(restored, saved)
-    _, update = standard(name)
     steps = (update(run["grads"], run["state"], run["params"]) for run in (saved, restored))
     assert_equal(*steps)
 
