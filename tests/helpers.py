@@ -134,6 +134,11 @@ def run(tx, params, grad, steps, *, state=None, seed=None, keep=lambda params, s
     return simulate(params, tx.init(params) if state is None else state, keys)
 
 
+def normals(seed, *shape):
+    """Data that look random, for which no program is compiled."""
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
 def path(tx, params, grad, steps):
     """All the parameters of a compiled run, with a leading axis of steps."""
     return run(tx, params, grad, steps, keep=lambda params, state: params)[2]

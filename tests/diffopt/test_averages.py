@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import diffopt
+from tests.helpers import normals
 
 
 def kept(path, **plan):
@@ -55,9 +56,9 @@ def test_the_states_of_many_chains():
 
 
 def test_predictions_are_the_terms_of_the_mean():
-    samples = {"w": jax.random.normal(jax.random.key(0), (10, 3)).at[4, 1].set(jnp.inf)}
+    samples = {"w": normals(0, 10, 3).at[4, 1].set(jnp.inf)}
     fn = lambda sample, x: {"y": x @ sample["w"]}
-    x = jax.random.normal(jax.random.key(1), (6, 3))
+    x = normals(1, 6, 3)
     each = diffopt.predictions(fn, samples, x, batch_size=4)["y"]
     assert each.shape == (9, 6)
     mean = diffopt.predictive(fn, samples, x, batch_size=4)["y"]

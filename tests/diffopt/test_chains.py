@@ -6,6 +6,7 @@ import optax
 import pytest
 
 import diffopt
+from tests.helpers import normals
 
 
 def keys_of(state):
@@ -75,7 +76,7 @@ def test_an_array_of_keys_is_split_key_by_key():
 def test_vmap_of_init_gives_every_chain_the_same_noise():
     """The trap that `split_keys` removes: the chains merge into one on a convex loss."""
     tx = diffopt.sgld(0.1, temperature=1.0)
-    start = jax.random.normal(jax.random.key(0), (8, 3))
+    start = normals(0, 8, 3)
 
     @jax.jit
     def run(params, state):

@@ -22,6 +22,7 @@ def data(keys):
     return {tuple(row) for row in np.asarray(jax.random.key_data(keys)).reshape(-1, 2).tolist()}
 
 
+@jax.jit
 def one_level(keys):
     """All that users make of `keys` in one step: splits into a few or many, folds of small ints."""
     split = jax.vmap(lambda key: jax.random.split(key, 40))(keys)  # those of fewer come first

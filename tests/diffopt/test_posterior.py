@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import diffopt
+from tests.helpers import normals
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -72,7 +73,7 @@ def test_impossible_plans(arguments):
 
 def test_chains_under_vmap_equal_each_chain_alone():
     keep = diffopt.collect(4, burn_in=1, every=2)
-    path = jax.random.normal(jax.random.key(0), (3, 9, 5))
+    path = normals(0, 3, 9, 5)
     chains = jax.vmap(partial(run, keep))(path)
     for i in range(3):
         alone = run(keep, path[i])
@@ -83,7 +84,7 @@ def test_chains_under_vmap_equal_each_chain_alone():
 def test_nested_vmap_and_chains_at_different_steps():
     """One `lax.cond` answers for all chains; each still keeps by its own clock."""
     keep = diffopt.collect(4, every=2)
-    path = jax.random.normal(jax.random.key(0), (2, 3, 5))
+    path = normals(0, 2, 3, 5)
     assert jnp.array_equal(
         jax.vmap(jax.vmap(partial(run, keep)))(path).samples[..., :3],
         path[:, :, ::2],
@@ -215,8 +216,8 @@ def network(params, x):
 
 @pytest.mark.parametrize("batch_size", [None, 1, 3, 4, 10, 99])
 def test_the_mean_for_every_batch_size(batch_size):
-    samples = {"w": jax.random.normal(jax.random.key(0), (10, 4, 3)), "none": None}
-    x = jax.random.normal(jax.random.key(1), (6, 4))
+    samples = {"w": normals(0, 10, 4, 3), "none": None}
+    x = normals(1, 6, 4)
     mean = diffopt.predictive(network, samples, x, batch_size=batch_size)
     for name, value in jax.vmap(network, in_axes=(0, None))(samples, x).items():
         assert mean[name].shape == (6, 3)
@@ -290,8 +291,8 @@ def test_batch_size_is_positive():
 
 def test_a_running_average_without_samples_is_the_same_mean():
     """The recipe of the pages: `optax.incremental_update` with step size 1/n."""
-    path = jax.random.normal(jax.random.key(0), (7, 4, 3))
-    x = jax.random.normal(jax.random.key(1), (6, 4))
+    path = normals(0, 7, 4, 3)
+    x = normals(1, 6, 4)
 
     def predict(w):
         return jax.nn.softmax(x @ w)

@@ -1,6 +1,7 @@
 """What a user can get wrong, or have unusual, and what comes of it."""
 
 from fractions import Fraction
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -76,6 +77,7 @@ def test_estimates_are_float32_where_the_loss_is_not(batch_size):
         loss,
         jnp.zeros(2),
         jnp.ones(6),
+        sampler=partial(diffopt.sgld, noise="rademacher"),
         step_size=0.1,
         num_steps=9,
         burn_in=2,
@@ -104,7 +106,7 @@ def test_real_numbers_of_python_and_numpy_are_numbers(number):
 
 
 def test_a_step_size_for_a_temperature_in_an_array():
-    args = diffopt.sgld, quadratic, jnp.zeros(2)
+    args = partial(diffopt.sgld, noise="rademacher"), quadratic, jnp.zeros(2)
     number = diffopt.find_step_size(*args, temperature=0.5, num_steps=400)[0]
     array = diffopt.find_step_size(*args, temperature=jnp.array(0.5), num_steps=400)[0]
     assert array == number

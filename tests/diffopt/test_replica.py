@@ -223,7 +223,8 @@ def test_a_fresh_state_may_be_donated_and_a_sampler_may_fold_its_key():
 
 
 def test_a_negative_variance_is_none_and_two_infinite_losses_do_not_swap():
-    tx, params = diffopt.replica_exchange(diffopt.sgld, 0.1, [1.0, 2.0]), jnp.ones(2)
+    sampler, params = partial(diffopt.sgld, noise=zeros), jnp.ones(2)
+    tx = diffopt.replica_exchange(sampler, 0.1, [1.0, 2.0])
     swaps = lambda **kw: tx.update(params, tx.init(params), params, **kw)[1].swaps[0]
     impossible = jnp.array([[0.0, 1e3], [1e3, 0.0]])
     assert swaps(value=jnp.array([0.0, 50.0]), covariance=impossible) == 0

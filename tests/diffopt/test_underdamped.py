@@ -30,7 +30,7 @@ def ones(key, shape, dtype):
 @pytest.mark.parametrize("make", [diffopt.sghmc, diffopt.sgnht])
 @pytest.mark.parametrize("m", [0.0, 0.5])
 def test_at_zero_temperature_it_is_sgd_with_momentum(make, m):
-    found = path(make(0.02, 0.0, momentum=m), PARAMS, grad, 100)
+    found = path(make(0.02, 0.0, momentum=m, noise=ones), PARAMS, grad, 100)
     reference = path(optax.sgd(0.02, momentum=m), PARAMS, grad, 100)
     assert_close(found, reference, rtol=2e-5, atol=2e-6)
     assert np.abs(found["w"][-1] - PARAMS["w"]).max() > 0.1
@@ -45,7 +45,7 @@ def test_sghmc_without_momentum_is_sgld():
 @pytest.mark.parametrize("friction", [0.0, 0.7])
 def test_at_zero_temperature_baoab_is_damped_leapfrog(friction):
     h = 0.1
-    found = path(diffopt.baoab(h, 0.0, friction=friction), PARAMS, grad, 100)
+    found = path(diffopt.baoab(h, 0.0, friction=friction, noise=ones), PARAMS, grad, 100)
 
     @jax.jit
     def leapfrog(theta, v):
