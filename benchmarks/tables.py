@@ -20,10 +20,11 @@ import numpy as np
 
 from . import noise_map, samplers
 from .compare import report
-from .compare.trial import panel
-from .compare.trial.trial import ON_CIFAR10
 from .lib import cli, files
 from .lib.scores import plus_minus
+from .trial.protocol import panel
+from .trial.protocol.verdicts import Summary
+from .trial.run import ON_CIFAR10
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -70,7 +71,7 @@ def comparison(file: str, columns: tuple[report.Column, ...]) -> str:
     return body + origin(file, machine, metrics["config"]["command"])
 
 
-def verdicts(file: str = "trial.json") -> list[panel.Summary]:
+def verdicts(file: str = "trial.json") -> list[Summary]:
     """The verdicts on the article's claims."""
     return report.verdicts(load(file))
 

@@ -9,7 +9,7 @@
 
 The network is the article's CNN, in Flax NNX. An epoch is one compiled program, and all devices
 share its batches, those of other hosts too. Then the article's five claims for the diffusion are
-tried, each where it is decided: see `trial`.
+tried, each where it is decided: see `benchmarks.trial`.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ import jax
 from rich.console import Console
 
 from ..lib import cli, data, machine
+from ..trial.run import try_claims, tune_claims
 from . import distributed, metrics, options, report, run
-from .trial import trial
 
 
 @cli.program("compare")
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     if chosen.tune:
         named = chosen.dataset == "cifar10"
         cifar10 = data.load("cifar10", chosen.data_dir) if named else None
-        trial.tune(chosen.claims, partial(print, flush=True), cifar10)
+        tune_claims(chosen.claims, partial(print, flush=True), cifar10)
         return 0
     if chosen.distributed:
         distributed.connect()
@@ -66,7 +66,7 @@ def compare(chosen: options.Options, held: contextlib.ExitStack) -> int:
         with console.status("the trial") as bar:
             say = lambda text: bar.update(f"the trial: {text}")
             cifar10 = dataset if chosen.dataset == "cifar10" else None
-            for parts in trial.run(chosen.claims, chosen.size, chosen.out, say, cifar10):
+            for parts in try_claims(chosen.claims, chosen.size, chosen.out, say, cifar10):
                 for name, rows in parts.items():
                     found.setdefault(name, []).extend(rows)
                 metrics.save(chosen.out, found)

@@ -14,7 +14,7 @@ import optax
 import diffopt
 
 from ..lib import cli, machine
-from .trial.trial import CLAIMS, ON_CIFAR10
+from ..trial.run import CLAIMS, ON_CIFAR10
 
 # name: (learning rate, temperature, PRNG key) -> transformation
 BUILDERS: dict[str, Callable[[float, float, Any], optax.GradientTransformation]] = {

@@ -15,10 +15,13 @@ from rich.table import Table
 from ..lib import files
 from ..lib.data import Data
 from ..lib.scores import plus_minus
+from ..trial.claims import escapes
+from ..trial.protocol import panel
+from ..trial.protocol.verdicts import Summary, summarize
+from ..trial.run import CONTROLS
 from . import plots
 from .metrics import accuracies, averaged_epochs, finished, good_accuracy, runs_of, save
 from .run import Predictions
-from .trial import escapes, panel, trial
 
 FIGURES = ("curves", "calibration", "certainty")
 FILES = ("metrics.json", *(f"{name}.png" for name in FIGURES), "report.html")
@@ -116,9 +119,9 @@ def write(
     files.write(out / "report.html", page(metrics, figures, shown))
 
 
-def verdicts(metrics: dict[str, Any]) -> list[panel.Summary]:
+def verdicts(metrics: dict[str, Any]) -> list[Summary]:
     """The verdict of each claim that was tried."""
-    return panel.summarize(metrics["claims"], trial.CONTROLS)
+    return summarize(metrics["claims"], CONTROLS)
 
 
 def page(metrics: dict[str, Any], figures: dict[str, str], shown: str) -> str:

@@ -6,48 +6,36 @@ early, with mean weights, with snapshots, and an ensemble at equal cost, each tu
 trials on noisy validation labels; and both as they come, untuned. The control is clean labels.
 """
 
-from collections.abc import Mapping
 from functools import partial
-from types import MappingProxyType
-from typing import Any, NamedTuple
 
-from . import networks, tuned
-from .cells import Keep, Record, Settings, grid
-from .networks import DIGITS, Run, Size, Task
-from .statistics import Entry, entry
+from ..problems import network_methods, networks
+from ..problems.network_methods import AVERAGE, COOLED, DIFFUSION, LAST, Method
+from ..problems.networks import DIGITS, SIZES, Run, Task
+from ..protocol import frozen_settings
+from ..protocol.cells import Keep, Record, Settings, grid
+from ..protocol.pairs import Entry
 
 SCORED_BY = "mean NLL of the noisy validation labels, 8 seeds (2 of the article's CNN)"
 CONTROLS = ("clean labels", "CIFAR-10, clean labels")
 
-
-class Method(NamedTuple):
-    """An optimizer, which of its predictions count, and what else it is told."""
-
-    optimizer: str
-    predictor: str
-    options: Mapping[str, Any] = MappingProxyType({})
-
-
-DIFFUSION, COOLED = "sghmc", "sghmc, cooled"
 AVERAGES = {
-    DIFFUSION: Method("sghmc", "average"),
-    "momentum": Method("momentum", "average"),
+    DIFFUSION: AVERAGE[DIFFUSION],
+    "momentum": AVERAGE["momentum"],
     "momentum, mean weights": Method("momentum", "mean weights"),
     "momentum, stopped early": Method("momentum", "stopped early"),
     "momentum, snapshots": Method("momentum", "average", {"cycles": 4}),
     "momentum, ensemble of 4": Method("momentum", "average", {"members": 4}),
-    "adamw": Method("adamw", "average"),
+    "adamw": AVERAGE["adamw"],
     "adamw, stopped early": Method("adamw", "stopped early"),
 }
 SINGLES = {
-    COOLED: Method("sghmc", "last", {"cool": 1.0}),
-    "momentum, last": Method("momentum", "last"),
+    COOLED: LAST[COOLED],
+    "momentum, last": LAST["momentum, last"],
     "momentum, stopped early": AVERAGES["momentum, stopped early"],
     "momentum, mean weights": AVERAGES["momentum, mean weights"],
-    "adamw, last": Method("adamw", "last"),
+    "adamw, last": LAST["adamw, last"],
     "adamw, stopped early": AVERAGES["adamw, stopped early"],
 }
-LAST = {name: SINGLES[name] for name in (COOLED, "momentum, last", "adamw, last")}
 METHODS = AVERAGES | SINGLES
 GRIDS = {
     "digits": {
@@ -77,13 +65,7 @@ SHARES = {
     "default": (("40 %", 0.4), ("0 %", 0.0)),
     "full": (("20 %", 0.2), ("40 %", 0.4), ("60 %", 0.6), ("0 %", 0.0)),
 }
-SIZES = {
-    "digits": {"quick": Size(20, 12), "default": Size(60, 16), "full": Size(150, 32)},
-    "CIFAR-10": {"quick": Size(4, 12), "default": Size(12, 12), "full": Size(30, 12)},
-    "digits, the CNN": {"default": Size(12, 16), "full": Size(12, 32)},
-}
 TUNING_SEEDS = {"digits": 8, "CIFAR-10": 2, "digits, the CNN": 2}
-METRICS = {"error": "test error, %", "NLL": "test NLL, nats", "memorised": "memorised, %"}
 
 
 def untuned(task: Task) -> dict[str, Settings]:
@@ -95,35 +77,10 @@ def untuned(task: Task) -> dict[str, Settings]:
     }
 
 
-def compared(
-    claim: str,
-    task: Task,
-    setting: str,
-    metric: str,
-    methods: dict[str, Method],
-    settings: dict[str, Settings],
-    wrong: float,
-    size: Size,
-    keep: Keep,
-) -> list[Entry]:
-    """The entries of one setting: the first of the methods against the others."""
-    found = {}
-    for name in [name for name in methods if name in settings]:
-        optimizer, predictor, options = methods[name]
-        hp = {"epochs": size.epochs} | settings[name] | dict(options)
-        result = networks.tested(keep, task, Run(optimizer, hp, wrong, 0, size.seeds))
-        found[name] = (name, result["values"][f"{metric}, {predictor}"], result["seconds"])
-    diffusion, *rivals = found.values()
-    return [
-        entry(claim, setting, METRICS[metric], diffusion, rival, lower_is_better=True)
-        for rival in rivals
-    ]
-
-
 def run(size: str, keep: Keep, task: Task = DIGITS) -> list[Entry]:
     """The entries of the claim."""
-    of = partial(compared, "overfits", task, size=SIZES[task.name][size], keep=keep)
-    frozen = tuned.load(f"{task.prefix}overfits")
+    of = partial(network_methods.compare, "overfits", task, size=SIZES[task.name][size], keep=keep)
+    frozen = frozen_settings.load(f"{task.prefix}overfits")
     entries = []
     for name, wrong in SHARES[size]:
         # one choice of settings for all shares of wrong labels, another for clean ones

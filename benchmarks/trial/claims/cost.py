@@ -18,9 +18,9 @@ import optax
 import diffopt
 
 from ...lib import models, timing, training
-from . import digits
-from .cells import Keep, Result
-from .statistics import Entry, entry
+from ..problems import digits
+from ..protocol.cells import Keep, Result
+from ..protocol.pairs import Entry, entry
 
 LEARNING_RATE, TEMPERATURE = 0.01, 1e-5
 LITTLE = 10.0  # percent
@@ -165,15 +165,15 @@ def memory(size: str, keep: Keep) -> list[dict[str, Any]]:
     chosen = SIZES[size]
     rows = []
     for name in chosen.works:
-        found = keep(name, chosen, partial(measure, name, chosen))
+        result = keep(name, chosen, partial(measure, name, chosen))
         rows += [
             {
                 "setting": setting_of(name, noisy),
-                "parameters": found["parameters"],
-                "bytes": found["bytes"][noisy],
-                "sgd_bytes": found["bytes"]["sgd"],
+                "parameters": result["parameters"],
+                "bytes": result["bytes"][noisy],
+                "sgd_bytes": result["bytes"]["sgd"],
             }
-            for noisy in found["bytes"]
+            for noisy in result["bytes"]
             if noisy != "sgd"
         ]
     return rows

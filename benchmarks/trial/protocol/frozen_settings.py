@@ -18,10 +18,10 @@ def load(claim: str) -> dict[str, dict[str, Settings]]:
     return chosen
 
 
-def store(claim: str, found: dict[str, Any]) -> None:
+def store(claim: str, record: dict[str, Any]) -> None:
     """Replace what the file says of a claim, one line for each choice and each trial."""
     everything = json.loads(FILE.read_text("utf-8")) if FILE.exists() else {}
-    everything[claim] = found
+    everything[claim] = record
     blocks = []
     for name, parts in sorted(everything.items()):
         lines = [

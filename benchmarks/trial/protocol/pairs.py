@@ -1,19 +1,16 @@
-"""What a trial says: paired differences, their intervals and p-values, and verdicts.
+"""Paired differences, their intervals and p-values.
 
 The diffusion and a rival have one value for each pair: an instance, a seed, or two runs that follow
 each other. Pairs share their data, their start and the order of their examples.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-LEVEL = 0.01
 RESAMPLES = 9_999
-Verdict = Literal["holds", "fails", "open"]
 Entry = dict[str, Any]
 
 
@@ -85,48 +82,3 @@ def entry(
 def gain(entry: Entry) -> float:
     """By how much the diffusion is better, in units of the metric; negative where it is worse."""
     return -entry["difference"] if entry["lower_is_better"] else entry["difference"]
-
-
-def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's p-values of n tests: the k-th smallest times n - k + 1, no smaller than those before.
-
-    Holm 1979, [A simple sequentially rejective multiple test
-    procedure](https://www.jstor.org/stable/4615733).
-    """
-    order = np.argsort(ps)
-    scaled = np.asarray(ps, float)[order] * np.arange(len(ps), 0, -1)
-    adjusted = np.empty(len(ps))
-    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1)
-    return adjusted.tolist()
-
-
-def settings_of(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
-    """The entries of each setting, one for each of its rivals."""
-    settings = defaultdict(list)
-    for each in entries:
-        settings[each["setting"]].append(each)
-    return dict(settings)
-
-
-def judge(entries: Sequence[Entry]) -> list[Entry]:
-    """The entries of one claim, each with the `verdict` of its setting.
-
-    A setting holds if the diffusion beats every rival in it: its p is the largest of theirs. It
-    fails if the diffusion is worse than some rival: its p is the smallest, times their number. Both
-    by Holm over the settings of the claim, at p < 0.01. Else it is open.
-    """
-    settings = settings_of(entries)
-    better = [max(e["p"] if gain(e) > 0 else 1 for e in rivals) for rivals in settings.values()]
-    worse = [
-        min(len(rivals) * e["p"] if gain(e) < 0 else 1 for e in rivals)
-        for rivals in settings.values()
-    ]
-    verdicts: dict[str, Verdict] = {}
-    for setting, holds, fails in zip(settings, holm(better), holm(worse), strict=True):
-        verdicts[setting] = "holds" if holds < LEVEL else "fails" if fails < LEVEL else "open"
-    return [each | {"verdict": verdicts[each["setting"]]} for each in entries]
-
-
-def strongest(rivals: Sequence[Entry]) -> Entry:
-    """The entry of a setting's strongest rival."""
-    return min(rivals, key=gain)

@@ -10,11 +10,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ...lib import machine
-from ...lib.data import Data
-from . import cost, escapes, networks, overfits, stable, tuned, tuning
-from .cells import Record, Result, Settings, keeper
-from .statistics import Entry, judge
+from ..lib import machine
+from ..lib.data import Data
+from .claims import cost, escapes, overfits, stable, tuning
+from .problems import networks
+from .protocol import frozen_settings
+from .protocol.cells import Record, Result, Settings, open_store
+from .protocol.pairs import Entry
+from .protocol.verdicts import judge
 
 CLAIMS: dict[str, ModuleType] = {
     "escapes": escapes,
@@ -27,8 +30,8 @@ ON_CIFAR10 = ("overfits", "tuning")  # tried there where it is named; the others
 CONTROLS: dict[str, Sequence[str]] = {name: claim.CONTROLS for name, claim in CLAIMS.items()}
 
 
-def run(
-    claims: Sequence[str], size: str, out: Path, say: Callable[[str], None],
+def try_claims(
+    claims: Sequence[str], size: str, out: Path, report_progress: Callable[[str], None],
     cifar10: Data | None = None,
 ) -> Iterator[dict[str, list[Any]]]:  # fmt: skip
     """What each claim adds to `metrics.json`, in turn: entries to `claims`, the cost to `memory`.
@@ -36,7 +39,7 @@ def run(
     The map of `tuning` is drawn into the folder `out`. Two claims are tried at a time, the cost on
     its own. In full and on CIFAR-10, finished cells are kept in `out` and not run again.
     """
-    keep = keeper(out / "trial" if size == "full" or cifar10 else None, say)
+    keep = open_store(out / "trial" if size == "full" or cifar10 else None, report_progress)
     task = networks.cifar10(cifar10, size) if cifar10 else networks.DIGITS
 
     stopped = threading.Event()
@@ -52,9 +55,9 @@ def run(
 
     pool = ThreadPoolExecutor(min(2, machine.cores()))
     try:
-        found = {claim: pool.submit(entries, claim) for claim in claims if claim != "cost"}
-        for claim, future in found.items():
-            say(claim)
+        futures = {claim: pool.submit(entries, claim) for claim in claims if claim != "cost"}
+        for claim, future in futures.items():
+            report_progress(claim)
             yield {"claims": future.result()}
     except BaseException:
         stopped.set()  # a thread ends with the cell that it computes
@@ -65,11 +68,13 @@ def run(
         longest, _ = tuning.maps(tuning.SIZES[task.name][size][-1], keep, task)
         tuning.plot_maps(longest, out / "tuning.png", task)
     if "cost" in claims:
-        say("cost")
+        report_progress("cost")
         yield {"claims": entries("cost"), "memory": cost.memory(size, keep)}
 
 
-def tune(claims: Sequence[str], say: Callable[[str], None], cifar10: Data | None = None) -> None:
+def tune_claims(
+    claims: Sequence[str], report_progress: Callable[[str], None], cifar10: Data | None = None
+) -> None:
     """Find the settings of the claims, on seeds and instances that the trial does not have.
 
     Those of `overfits` are for networks on digits, or for the one on CIFAR-10.
@@ -82,13 +87,18 @@ def tune(claims: Sequence[str], say: Callable[[str], None], cifar10: Data | None
         if claim == "overfits":
             for task in tasks:
                 tune = partial(overfits.tune, task=task)
-                tuned.store(f"{task.prefix}overfits", found(tune, overfits.SCORED_BY, say))
+                frozen_settings.store(
+                    f"{task.prefix}overfits",
+                    record_trials(tune, overfits.SCORED_BY, report_progress),
+                )
         elif hasattr(module, "tune"):
-            tuned.store(claim, found(module.tune, module.SCORED_BY, say))
+            frozen_settings.store(
+                claim, record_trials(module.tune, module.SCORED_BY, report_progress)
+            )
 
 
-def found(
-    tune: Callable[[Record], None], scored_by: str, say: Callable[[str], None]
+def record_trials(
+    tune: Callable[[Record], None], scored_by: str, report_progress: Callable[[str], None]
 ) -> dict[str, Any]:
     """Every trial of a claim with its score, and each method's settings of the least."""
     chosen: list[dict[str, Any]] = []
@@ -102,7 +112,7 @@ def found(
             where | {"settings": hp, "score": score if math.isfinite(score) else None}
             for hp, score in scores
         )
-        say(f"{setting}, {method}: {least:.4g} with {best}")
+        report_progress(f"{setting}, {method}: {least:.4g} with {best}")
 
     start = time.perf_counter()
     tune(record)

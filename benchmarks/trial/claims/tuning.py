@@ -16,10 +16,11 @@ import numpy as np
 
 from ...lib import plots
 from ...lib.plots import plt
-from . import networks, overfits, tuned
-from .cells import Keep
-from .networks import DIGITS, Run, Size, Task
-from .statistics import Entry, entry
+from ..problems import network_methods, networks
+from ..problems.networks import DIGITS, Run, Size, Task
+from ..protocol import frozen_settings
+from ..protocol.cells import Keep
+from ..protocol.pairs import Entry, entry
 
 WRONG = 0.4
 RIVALS = ("momentum", "adamw")
@@ -48,7 +49,7 @@ SIZES: dict[str, dict[str, tuple[Size, ...]]] = {
 def points(task: Task, method: str) -> list[dict[str, float]]:
     """The grid of a method: step sizes times weight decays, the steps outside."""
     own = method if method in RIVALS else "momentum"
-    center = tuned.load(f"{task.prefix}overfits")["40 %"][own]
+    center = frozen_settings.load(f"{task.prefix}overfits")["40 %"][own]
     colder, _ = COLDER[task.name]
     noise = {} if method in RIVALS else {"temperature": 1 / (colder * task.train)}
     return [
@@ -71,7 +72,7 @@ def maps(size: Size, keep: Keep, task: Task) -> tuple[dict[str, Any], dict[str, 
             Run(optimizer, {"epochs": size.epochs} | hp, WRONG, 0, size.seeds)
             for hp in points(task, method)
         ]
-        cells = [networks.tested(keep, task, run) for run in runs]
+        cells = [networks.test_once(keep, task, run) for run in runs]
         values[method] = {
             metric: np.array([cell["values"][metric] for cell in cells])
             for metric in cells[0]["values"]
@@ -108,11 +109,11 @@ def run(size: str, keep: Keep, task: Task = DIGITS) -> list[Entry]:
             ]  # fmt: skip
         if size == "quick":
             continue
-        best = tuned.load(f"{task.prefix}overfits")["0 %"]
+        best = frozen_settings.load(f"{task.prefix}overfits")["0 %"]
         setting = f"{task.prefix}clean labels at the tuned point, {each.epochs} epochs: error"
-        entries += overfits.compared(
+        entries += network_methods.compare(
             "tuning", task, setting, "error",
-            {name: overfits.METHODS[name] for name in (overfits.DIFFUSION, *RIVALS)},
+            network_methods.AVERAGE,
             best, 0.0, each, keep,
         )  # fmt: skip
     return entries

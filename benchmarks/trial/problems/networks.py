@@ -20,8 +20,8 @@ from flax import nnx
 import diffopt
 
 from ...lib import data, models, training
+from ..protocol.cells import Keep, Result, Settings, run_timed
 from . import digits
-from .cells import Keep, Result, Settings, measured
 
 PREDICTORS = ("last", "average", "mean weights", "stopped early")
 DEFAULTS = {"weight_decay": 0.0, "temperature": 0.0, "cool": 0.0, "cycles": 1, "members": 1}
@@ -158,7 +158,7 @@ def train(
         logits = task.logits(params, x)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    def kept(epoch: jax.Array) -> jax.Array:
+    def is_kept(epoch: jax.Array) -> jax.Array:
         end_of_period = (epoch + 1) % period == 0
         return jnp.where(period == hp["epochs"], second_half(epoch), end_of_period)
 
@@ -185,7 +185,7 @@ def train(
             trained = jax.lax.cond(again, anew, lambda old: old, trained)
             batches = jax.random.permutation(epoch_key, task.train).reshape(steps, task.batch)
             trained, _ = jax.lax.scan(step, trained, batches)
-            sums = jax.lax.cond(kept(number), add, lambda sums, _: sums, sums, trained[0])
+            sums = jax.lax.cond(is_kept(number), add, lambda sums, _: sums, sums, trained[0])
             nll = mean_loss(trained[0], mine[held_out], labels[held_out])
             stopped = jax.tree.map(partial(jnp.where, nll < least), trained[0], stopped)
             return trained, sums, (stopped, jnp.fmin(nll, least))
@@ -196,8 +196,8 @@ def train(
         start = (params, state), zeros, (params, jnp.inf)
         trained, sums, (stopped, _) = jax.lax.fori_loop(0, hp["epochs"], epoch, start)
         average, mean = jax.tree.map(lambda total: total / sums[2], sums[:2])
-        found = probs_of(trained[0]), average, probs_of(mean), probs_of(stopped)
-        return dict(zip(PREDICTORS, found, strict=True))
+        probs = probs_of(trained[0]), average, probs_of(mean), probs_of(stopped)
+        return dict(zip(PREDICTORS, probs, strict=True))
 
     seeds = orders, labels, keys
     return jax.vmap(of_seed)(*seeds) if task.vmapped else jax.lax.map(lambda s: of_seed(*s), seeds)
@@ -214,24 +214,24 @@ class Run(NamedTuple):
 
 
 def predictions(
-    task: Task, run: Run, *, tested: bool = True
+    task: Task, run: Run, *, with_tests: bool = True
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, float]:
     """What the networks of a run predict, the examples and labels they were given, the seconds.
 
-    Where a network has diverged it predicts all classes alike. Unless `tested` they are not given
-    the test set.
+    Where a network has diverged it predicts all classes alike. Only `with_tests` they are given the
+    test set.
     """
     x, _, tests, _ = task.load()
     seeds = range(run.first_seed, run.first_seed + run.seeds)
     orders, labels = with_wrong_labels(task, seeds, run.wrong)
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds.start, seeds.stop))
     hp = DEFAULTS | run.hp
-    found, seconds = measured(
-        train, x, tests if tested else tests[:0], orders, labels, keys, hp,
+    probs, seconds = run_timed(
+        train, x, tests if with_tests else tests[:0], orders, labels, keys, hp,
         static={"task": task, "method": run.method},
     )  # fmt: skip
-    found = jax.tree.map(lambda p: np.nan_to_num(p, nan=0.1), found)
-    return found, orders, labels, seconds
+    probs = jax.tree.map(lambda p: np.nan_to_num(p, nan=0.1), probs)
+    return probs, orders, labels, seconds
 
 
 def error_and_nll(probs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -243,23 +243,23 @@ def error_and_nll(probs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np
 
 def validate(task: Task, run: Run) -> dict[str, float]:
     """The mean NLL of the noisy validation labels, by each predictor; the test set stays unseen."""
-    found, _, labels, _ = predictions(task, run, tested=False)
+    predicted, _, labels, _ = predictions(task, run, with_tests=False)
     held_out = slice(task.train, task.train + task.validation)
     return {
         name: float(error_and_nll(probs[:, held_out], labels[:, held_out])[1].mean())
-        for name, probs in found.items()
+        for name, probs in predicted.items()
     }
 
 
 def test(task: Task, run: Run) -> Result:
     """Of each seed by each predictor test error, NLL and the share of wrong labels memorised."""
-    found, orders, labels, seconds = predictions(task, run)
+    predicted, orders, labels, seconds = predictions(task, run)
     _, true, _, test_labels = task.load()
     true, test_labels = np.asarray(true), np.asarray(test_labels)
     train = slice(task.train)
     wrong = labels[:, train] != true[orders][:, train]
     values: dict[str, list[float]] = {}
-    for name, probs in found.items():
+    for name, probs in predicted.items():
         of_tests = probs[:, task.train + task.validation :]
         error, nll = error_and_nll(of_tests, np.broadcast_to(test_labels, of_tests.shape[:2]))
         memorised = (probs[:, train].argmax(-1) == labels[:, train]) & wrong
@@ -272,7 +272,7 @@ def test(task: Task, run: Run) -> Result:
     return {"values": values, "seconds": seconds}
 
 
-def tested(keep: Keep, task: Task, run: Run) -> Result:
+def test_once(keep: Keep, task: Task, run: Run) -> Result:
     """The cell of a run."""
     what = [task.name, task.train, task.batch, run]
     return keep(f"{task.name}, {run.method}", what, partial(test, task, run))
@@ -283,3 +283,10 @@ class Size(NamedTuple):
 
     epochs: int
     seeds: int
+
+
+SIZES = {
+    "digits": {"quick": Size(20, 12), "default": Size(60, 16), "full": Size(150, 32)},
+    "CIFAR-10": {"quick": Size(4, 12), "default": Size(12, 12), "full": Size(30, 12)},
+    "digits, the CNN": {"default": Size(12, 16), "full": Size(12, 32)},
+}

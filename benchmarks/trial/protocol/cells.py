@@ -22,17 +22,19 @@ Record = Callable[[str, str, list[tuple[Settings, float]]], None]
 Keep = Callable[[str, Any, Callable[[], Result]], Result]
 
 
-def keeper(folder: Path | None, say: Callable[[str], None] = lambda text: None) -> Keep:
+def open_store(
+    folder: Path | None, report_progress: Callable[[str], None] = lambda text: None
+) -> Keep:
     """`keep(name, what, compute)`: the result of a cell, computed once for all that ask for it.
 
     `what` decides the result, beside the name and the program. With a folder, results are read from
     there and written there, so that a run that was killed goes on; those of another processor or of
-    other versions, and those that are damaged, are computed anew. Each that is computed is said.
+    other versions, and those that are damaged, are computed anew. Each computation is reported.
     """
     memory: dict[str, Result] = {}
     made_by = {"cpu": machine.cpu(), "versions": machine.versions(machine.NUMERICS)}
 
-    def stored(file: Path) -> Result | None:
+    def read(file: Path) -> Result | None:
         try:
             cell = json.loads(file.read_text("utf-8"))
             return cell["result"] if cell["made_by"] == made_by else None
@@ -45,9 +47,9 @@ def keeper(folder: Path | None, say: Callable[[str], None] = lambda text: None) 
         if digest in memory:
             return memory[digest]
         file = folder / f"{digest}.json" if folder else None
-        result = stored(file) if file else None
+        result = read(file) if file else None
         if result is None:
-            say(f"{name}, run {len(memory) + 1}")
+            report_progress(f"{name}, run {len(memory) + 1}")
             result = compute()
             if file:
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +64,7 @@ def keeper(folder: Path | None, say: Callable[[str], None] = lambda text: None) 
 COMPILED: dict[Any, Any] = {}
 
 
-def measured(
+def run_timed(
     program: Any, *arguments: Any, static: dict[str, Any], **traced: Any
 ) -> tuple[Any, float]:
     """What a jitted program gives, as NumPy, and its seconds once it is compiled.

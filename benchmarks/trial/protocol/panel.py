@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from ...lib import plots
 from ...lib.plots import plt
-from .statistics import Entry, Verdict, gain, settings_of, strongest
+from .pairs import Entry, gain
+from .verdicts import Summary, Verdict
 
 TITLES = {
     "escapes": "escapes from minima",
@@ -19,46 +19,6 @@ TITLES = {
 }
 EDGE = 1000.0  # percent, beyond which a gain is drawn at the edge
 COLORS = {"holds": "#17662d", "fails": "#94182b", "open": "#6b7280"}
-
-
-class Setting(NamedTuple):
-    """A setting of a claim, whether it is a control, and the entry of its strongest rival."""
-
-    name: str
-    control: bool
-    entry: Entry
-
-    @property
-    def verdict(self) -> Verdict:
-        """That of the setting."""
-        return self.entry["verdict"]
-
-
-class Summary(NamedTuple):
-    """A claim, its verdict and its settings."""
-
-    claim: str
-    verdict: Verdict
-    settings: list[Setting]
-
-
-def summarize(entries: Sequence[Entry], controls: dict[str, Sequence[str]]) -> list[Summary]:
-    """Each claim with its verdict.
-
-    It holds if it does in every setting that is no control, fails if it does in one of them, else
-    it is open. `controls` are how the names of controls begin.
-    """
-    found = []
-    for claim in dict.fromkeys(each["claim"] for each in entries):
-        own = settings_of(each for each in entries if each["claim"] == claim)
-        settings = [
-            Setting(name, name.startswith(tuple(controls[claim])), strongest(rivals))
-            for name, rivals in own.items()
-        ]
-        verdicts = {setting.verdict for setting in settings if not setting.control}
-        verdict: Verdict = "fails" if "fails" in verdicts else "open"
-        found.append(Summary(claim, "holds" if verdicts == {"holds"} else verdict, settings))
-    return found
 
 
 def effect(entry: Entry) -> str:
