@@ -31,6 +31,7 @@ import diffopt
 from .lib import cli, files, machine, plots
 from .lib.plots import plt
 from .lib.problems import CENTRES, VARIANCE, mixture_energy
+from .lib.tables import Tables, load, markdown, origin
 
 LADDER = (1.0, 2.0, 4.0, 8.0, 16.0)  # of temperatures
 RADIUS, ENOUGH = 0.25, 100  # a mode is found when so many samples are so near
@@ -132,6 +133,29 @@ def plot_chains(samples: dict[str, np.ndarray], path: Path) -> None:
         ax.plot(*CENTRES.T, "+", color="white", alpha=0.35, markersize=5, markeredgewidth=0.7)
         ax.set(title=title, aspect="equal", xticks=[-4, 0, 4], yticks=[-4, 0, 4])
     plots.save(fig, path)
+
+
+def tables() -> Tables:
+    """The modes that chains find."""
+    return {
+        "mixture": modes_table,
+    }
+
+
+def modes_table() -> str:
+    """Modes of 25 Gaussians that chains find, and how evenly they weigh them."""
+    result = load("mixture.json")
+    rows = (
+        [
+            name, f"{min(modes)} to {max(modes)}" if min(modes) < max(modes) else f"{modes[0]}",
+            f"{result['distances'][name]:.3f}",
+        ]
+        for name, modes in result["modes"].items()
+    )  # fmt: skip
+    head = ["", "modes found by a chain, of 25", "distance of the weights from even ones"]
+    return markdown(head, rows) + origin(
+        "mixture.json", result["machine"], "python -m benchmarks.mixture"
+    )
 
 
 @cli.program("mixture")

@@ -33,6 +33,7 @@ import diffopt
 from .lib import cli, data, machine, models, plots, training
 from .lib.plots import plt
 from .lib.scores import evaluate, mean_and_deviation, plus_minus
+from .lib.tables import Tables, load, markdown
 
 WEIGHT_DECAY, CYCLES, EXPLORE = 5e-4, 4, 0.8
 MICROBATCH = 100  # gradients of a larger batch are accumulated, so that each part stays in cache
@@ -245,6 +246,33 @@ def plot_map(records: list[dict[str, Any]], path: Path) -> None:
     for ax in axes.flat:
         ax.grid(axis="y", **plots.GRID)
     plots.save(fig, path)
+
+
+def tables() -> Tables:
+    """The map of temperatures, batches and steps."""
+    return {
+        "noise_map": map_table,
+    }
+
+
+def map_table() -> str:
+    """The map of temperatures, batches and steps."""
+
+    def cell(runs: list[dict[str, Any]], part: str, score: str) -> str:
+        return plus_minus(scores_of(runs, part, score), 3 if score == "nll" else 1)
+
+    rows = []
+    for place, runs in by_place(load("noise_map.jsonl")).items():
+        kinetic = [run["kinetic_temperature"] for run in runs]
+        rows.append([
+            place.sampler, f"{place.batch_size:,}", f"{place.step_size:g}",
+            temperature_name(place.temperature),
+            temperature_name(float(np.mean(kinetic))) if all(kinetic) else "",
+            cell(runs, "train", "accuracy"),
+            *(cell(runs, p, s) for p in ("last", "average") for s in ("accuracy", "nll", "ece")),
+        ])  # fmt: skip
+    head = ["sampler", "batch", "step", "T", "kinetic T", "train, %"]
+    return markdown([*head, *("last, %", "NLL", "ECE, %"), *("average, %", "NLL", "ECE, %")], rows)
 
 
 @cli.program("noise_map")

@@ -31,6 +31,7 @@ import diffopt
 
 from .lib import cli, files, machine, plots, timing
 from .lib.plots import plt
+from .lib.tables import Tables, load, markdown, origin
 from .lib.training import data_parallel, make_mesh
 
 LAYERS, BATCH_SIZE = 4, 64  # examples on each device
@@ -253,6 +254,37 @@ def show(console: Console, rows: list[dict], parameters: int, found: dict[str, f
     for name, examples in found.items():
         table.add_row(name, f"{examples:,.0f}")
     console.print(table)
+
+
+def tables() -> Tables:
+    """What devices send and do."""
+    return {
+        "scaling": device_table,
+    }
+
+
+def device_table() -> str:
+    """What devices send and do, in each way of sharing the work."""
+    result = load("scaling.json")
+    per = result["parameters"]
+
+    def row(row: dict[str, Any]) -> list[str]:
+        none, gaussian = row["none"], row["gaussian"]
+        kinds = (f"{each['count']} {kind}" for kind, each in none["collectives"].items())
+        more = (gaussian["operations"] - none["operations"]) / per
+        times = (f"{1e9 * row[noise]['cpu_seconds'] / per:.1f}" for noise in noises)
+        return [
+            str(row["devices"]), row["way"], ", ".join(kinds) or "none",
+            f"{none['sent'] / per:.3g}",
+            f"{(gaussian['sent'] - none['sent']) / per:+.3g}", f"{more:.0f}", *times,
+        ]  # fmt: skip
+
+    noises = ("none", "gaussian", "rademacher")
+    head = ["devices", "way", "collectives", "bytes sent, per parameter", "by the noise",
+            "Gaussian noise, operations per parameter",
+            "CPU ns per parameter, no noise", "Gaussian", "±1"]  # fmt: skip
+    body = markdown(head, map(row, result["rows"]))
+    return body + origin("scaling.json", result["machine"], "python -m benchmarks.scaling")
 
 
 @cli.program("scaling")

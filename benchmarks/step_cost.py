@@ -12,6 +12,7 @@ import statistics
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ import diffopt
 
 from .lib import cli, files, machine, models, timing
 from .lib.models import filled
+from .lib.tables import Tables, load, markdown, origin
 
 LEARNING_RATE, TEMPERATURE = 1e-3, 1e-5
 WIDE = {"xla_cpu_prefer_vector_width": 512}
@@ -200,6 +202,42 @@ def render(rows: list[dict]) -> Table:
             f"{row['first_call_ms']:,.0f} ms",
         )
     return table
+
+
+def tables() -> Tables:
+    """One update of a tree of parameters, on each machine."""
+    return {
+        "step_cost": partial(tree_table, "step_cost.json", "resnet18"),
+        "step_cost_py313": partial(tree_table, "step_cost_py313.json", "resnet18"),
+        "step_cost_intel": partial(tree_table, "step_cost_intel.json", "resnet18"),
+        "step_cost_lenet": partial(tree_table, "step_cost.json", "lenet"),
+        "step_cost_matrices": partial(tree_table, "step_cost.json", "matrices"),
+        "step_cost_matrices_py313": partial(tree_table, "step_cost_py313.json", "matrices"),
+        "step_cost_transformer": partial(tree_table, "step_cost.json", "transformer"),
+        "step_cost_transformer_py313": partial(tree_table, "step_cost_py313.json", "transformer"),
+    }
+
+
+def tree_table(file: str, tree: str) -> str:
+    """One update of a tree of parameters."""
+    result = load(file)
+    rows = [row for row in result["rows"] if row["tree"] == tree]
+    peer = rows[0]["fastest_peer"]
+    head = ["update", "ns per parameter", "× `optax.sgd`", f"× `{peer}`",
+            "fraction of copy bandwidth", "first call, s"]  # fmt: skip
+    body = markdown(head, (
+        [
+            f"`{row['optimizer']}`", f"{row['ns_per_parameter']:.2f}",
+            f"{row['ratio_to_sgd']:.1f}", f"{row['ratio_to_fastest_peer']:.3f}",
+            f"{row['fraction_of_copy_bandwidth']:.2f}", f"{row['first_call_ms'] / 1000:.1f}",
+        ]
+        for row in rows
+    ))  # fmt: skip
+    config = result["config"]
+    trees = " ".join(config["trees"])
+    command = f"python -m benchmarks.step_cost --trees {trees} --repeats {config['repeats']}"
+    size = f"{rows[0]['parameters']:,} parameters in {rows[0]['leaves']} leaves"
+    return body + origin(file, result["machine"], command) + f" {tree}: {size}."
 
 
 @cli.program("step_cost")

@@ -24,6 +24,7 @@ from rich.progress import Progress
 import diffopt
 
 from .lib import cli, files, machine, models, timing, training
+from .lib.tables import Tables, load, markdown, origin
 
 BATCH, LEARNING_RATE, DIFFUSION, WORKERS = 100, 0.01, 1 / 50_000, 2
 PAIRED_STEPS = 10
@@ -173,6 +174,29 @@ def report(
         },
         "machine": machine.describe() | {"torch_threads": torch.get_num_threads()},
     }
+
+
+def tables() -> Tables:
+    """A training step, by program."""
+    return {
+        "train_cost": step_table,
+    }
+
+
+def step_table() -> str:
+    """One training step of the article's network, by program."""
+    result = load("train_cost.json")
+    quartiles = lambda step: "-".join(f"{end:.1f}" for end in step["quartiles_ms"])
+    rows = (
+        [name, f"{step['median_ms']:.1f}", quartiles(step)] for name, step in result["step"].items()
+    )
+    shares = "; ".join(
+        f"{name.split(', ')[1]} noise {share['median']:.3f} ± {share['standard_error']:.3f}"
+        for name, share in result["overhead"].items()
+    )
+    body = markdown(["program", "ms per step, median", "quartiles"], rows)
+    below = origin("train_cost.json", result["machine"], "python -m benchmarks.train_cost")
+    return f"{body}{below} A step with noise over one without, in paired epochs: {shares}."
 
 
 @cli.program("train_cost")

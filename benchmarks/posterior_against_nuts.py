@@ -1,6 +1,6 @@
 """Uncertainty in one picture: Bayesian regression by diffusions, against NUTS.
 
-    python -m benchmarks.posterior [--out DIR]
+    python -m benchmarks.posterior_against_nuts [--out DIR]
 
 Two regressions with small tanh networks, sampled with `diffopt` and with BlackJAX's NUTS:
 a one-dimensional toy with a gap in its data, drawn as a fan of functions, and scikit-learn's
@@ -28,6 +28,7 @@ import diffopt
 
 from .lib import cli, files, machine, plots
 from .lib.plots import plt
+from .lib.tables import Tables, load, markdown, origin
 
 CHAINS = 4
 
@@ -320,10 +321,33 @@ def show(console: Console, rows: dict[str, dict[str, Any]]) -> None:
     console.print(table)
 
 
-@cli.program("posterior")
+def tables() -> Tables:
+    """The log-likelihoods of the diabetes data."""
+    return {
+        "posterior": diabetes_table,
+    }
+
+
+def diabetes_table() -> str:
+    """Held-out log-likelihoods of a Bayesian network."""
+    result = load("posterior_against_nuts.json")
+    rows = (
+        [
+            name, f"{row['log_likelihood']:.3f} ± {row['error']:.3f}",
+            f"{row['minus_nuts']:+.3f} ± {row['minus_nuts_error']:.3f}" if name != "NUTS" else "",
+            f"{row['rmse']:.1f}", f"{row['passes']:,.0f}",
+        ]
+        for name, row in result["diabetes"].items()
+    )  # fmt: skip
+    head = ["", "log-likelihood, nats", "minus NUTS, paired", "RMSE", "passes"]
+    command = f"python -m benchmarks.posterior_against_nuts --splits {result['config']['splits']}"
+    return markdown(head, rows) + origin("posterior_against_nuts.json", result["machine"], command)
+
+
+@cli.program("posterior_against_nuts")
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, sample, show."""
-    parser = cli.parser("posterior", __doc__)
+    parser = cli.parser("posterior_against_nuts", __doc__)
     parser.add_argument(
         "--splits", type=cli.at_least_one, default=3, help="of diabetes, default %(default)s"
     )
@@ -345,9 +369,9 @@ def main(argv: list[str] | None = None) -> None:
         "toy": {"grid": toy["grid"].tolist(), "standard_deviation": spread},
         "diabetes": rows,
     }
-    files.write_json(out / "posterior.json", result)
+    files.write_json(out / "posterior_against_nuts.json", result)
     plot_posterior(toy, rows, out / "posterior.png")
-    console.print(f"Wrote {out / 'posterior.json'}, {out / 'posterior.png'}")
+    console.print(f"Wrote {out / 'posterior_against_nuts.json'}, {out / 'posterior.png'}")
 
 
 if __name__ == "__main__":

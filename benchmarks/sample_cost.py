@@ -1,6 +1,6 @@
 """What `diffopt.sample` costs beside a bare loop of one's own, and what its progress bar adds.
 
-    python -m benchmarks.sampling [--out DIR]
+    python -m benchmarks.sample_cost [--out DIR]
 
 Chains of a network of 64-32-10 neurons on scikit-learn's digits, at batch 32, with `diffopt.sghmc`.
 The bare loop is a scan of vmapped gradients and updates, on batches drawn with replacement, that
@@ -22,6 +22,7 @@ from sklearn.datasets import load_digits
 import diffopt
 
 from .lib import cli, files, machine, timing
+from .lib.tables import Tables, load, markdown, origin
 
 BATCH_SIZE, LEARNING_RATE, TEMPERATURE = 32, 0.01, 1 / 1797
 
@@ -81,10 +82,31 @@ def programs(num_chains: int, steps: int) -> dict[str, Callable[[], Any]]:
     }
 
 
-@cli.program("sampling")
+def tables() -> Tables:
+    """The cost of `sample`, by the number of chains."""
+    return {
+        "sampling": cost_table,
+    }
+
+
+def cost_table() -> str:
+    """What `sample` costs beside a bare loop, and what its bar adds."""
+    result = load("sample_cost.json")
+    ways = ("bare loop", "sample", "sample with progress")
+    rows = (
+        [str(row["chains"]), *(f"{row[way]:.0f}" for way in ways), f"{row['progress']:.3f}"]
+        for row in result["microseconds_per_step"]
+    )
+    head = ["chains", *ways, "with progress over without, median of pairs"]
+    return markdown(head, rows) + origin(
+        "sample_cost.json", result["machine"], "python -m benchmarks.sample_cost"
+    )
+
+
+@cli.program("sample_cost")
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, measure, show."""
-    parser = cli.parser("sampling", __doc__)
+    parser = cli.parser("sample_cost", __doc__)
     parser.add_argument("--steps", type=cli.at_least_one, default=2000, help="default %(default)s")
     parser.add_argument("--rounds", type=cli.at_least_one, default=7, help="default %(default)s")
     parser.add_argument("--chains", type=cli.at_least_one, nargs="+", default=(1, 64), metavar="N")
@@ -110,8 +132,8 @@ def main(argv: list[str] | None = None) -> None:
     print(machine.line(about))
     config = {"steps": args.steps, "rounds": args.rounds, "batch_size": BATCH_SIZE}
     result = {"config": config, "machine": about, "microseconds_per_step": rows}
-    files.write_json(out / "sampling.json", result)
-    print(f"Wrote {out / 'sampling.json'}")
+    files.write_json(out / "sample_cost.json", result)
+    print(f"Wrote {out / 'sample_cost.json'}")
 
 
 if __name__ == "__main__":

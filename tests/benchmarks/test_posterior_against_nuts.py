@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import norm
 
 import diffopt
-from benchmarks import posterior
+from benchmarks import posterior_against_nuts as program
 from tests.benchmarks import helpers
 
 pytestmark = pytest.mark.slow
@@ -15,27 +15,27 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("noise", [0.1, None])
 def test_the_loss_is_the_mean_negative_log_posterior(noise):
-    problem = posterior.toy()._replace(noise=noise, hidden=3)
-    params = posterior.init_params(problem, jax.random.key(0))
+    problem = program.toy()._replace(noise=noise, hidden=3)
+    params = program.init_params(problem, jax.random.key(0))
     prior = sum(
         norm.logpdf(params[name], scale=scale).sum()
         - norm.logpdf(0, scale=scale) * params[name].size
-        for name, scale in posterior.prior_scales(problem).items()
+        for name, scale in program.prior_scales(problem).items()
     )
-    outputs = posterior.network(params, problem.x)
+    outputs = program.network(params, problem.x)
     scale = noise or np.exp(params["log_noise"])
     likelihood = norm.logpdf(problem.y, outputs, scale).sum()
-    loss = posterior.mean_loss(problem, params, ...)
+    loss = program.mean_loss(problem, params, ...)
     assert float(loss) * len(problem.y) == pytest.approx(-(likelihood + prior), rel=1e-4)
     batches = jnp.arange(40).reshape(4, 10)
-    of_batches = [posterior.mean_loss(problem, params, batch) for batch in batches]
+    of_batches = [program.mean_loss(problem, params, batch) for batch in batches]
     assert float(np.mean(of_batches)) == pytest.approx(float(loss), rel=1e-5)
 
 
 def test_a_run_keeps_the_second_half_and_counts_its_gradients():
-    problem = posterior.toy()._replace(hidden=2)
+    problem = program.toy()._replace(hidden=2)
     tx = diffopt.sgld(1e-4, 1 / 40)
-    run = posterior.run_diffopt(
+    run = program.run_diffopt(
         problem, tx, jax.random.key(0), steps=40, draws=5, batch_size=10, chains=3
     )
     assert run.samples["w1"].shape == (3, 5, 1, 2)
@@ -46,13 +46,13 @@ def test_a_run_keeps_the_second_half_and_counts_its_gradients():
 def test_the_report_of_samples_of_the_prior(tmp_path, monkeypatch, capsys):
     def from_prior(problem, key, draws=20, **_):
         keys = jax.random.split(key, (2, draws))
-        params = jax.vmap(jax.vmap(lambda k: posterior.init_params(problem, k)))(keys)
-        return posterior.Sampled(params, 1.0, 7.0)
+        params = jax.vmap(jax.vmap(lambda k: program.init_params(problem, k)))(keys)
+        return program.Sampled(params, 1.0, 7.0)
 
-    monkeypatch.setattr(posterior, "run_nuts", from_prior)
-    monkeypatch.setattr(posterior, "run_diffopt", lambda p, tx, key, **o: from_prior(p, key, **o))
-    assert posterior.main(["--quick", "--splits", "1", "--out", str(tmp_path)]) == 0
-    report = json.loads((tmp_path / "posterior.json").read_text())
+    monkeypatch.setattr(program, "run_nuts", from_prior)
+    monkeypatch.setattr(program, "run_diffopt", lambda p, tx, key, **o: from_prior(p, key, **o))
+    assert program.main(["--quick", "--splits", "1", "--out", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "posterior_against_nuts.json").read_text())
     rows = report["diabetes"]
     assert list(rows) == ["Adam", "sgld", "sghmc", "baoab", "NUTS"]
     assert rows["NUTS"]["minus_nuts"] == 0 and rows["sgld"]["passes"] == 7
@@ -70,5 +70,5 @@ def test_bad_arguments_are_refused(capsys):
         (["--splits", "0"], "'0' is not a whole number from 1"),
         (["--out", "/proc/x"], "--out /proc/x cannot be written"),
     ):
-        assert helpers.status(posterior.main, *arguments) == 2
+        assert helpers.status(program.main, *arguments) == 2
         assert sentence in capsys.readouterr().err

@@ -1,7 +1,7 @@
 """The local learning coefficient of the article's network, beside devinterp's, in one run.
 
     pip install -e ".[bench,torch]" devinterp
-    python -m benchmarks.llc [--out DIR]
+    python -m benchmarks.llc_against_devinterp [--out DIR]
 
 Both estimate it by SGLD with the same network, images, temperature, localization, step size,
 batch and number of chains: `diffopt.local_learning_coefficient` all chains in one program,
@@ -169,7 +169,7 @@ def devinterps(params: Any, train_set: Any, args: argparse.Namespace) -> dict[st
     return summary(per_chain, seconds) | {"losses": losses.mean(0).tolist(), "init_loss": start}
 
 
-@cli.program("llc")
+@cli.program("llc_against_devinterp")
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, train, estimate, report."""
     args = parse_args(argv)
@@ -211,8 +211,8 @@ def main(argv: list[str] | None = None) -> None:
         "results": results,
         "comparison": comparison,
     }
-    files.write_json(out / "llc.json", result, indent=1)
-    print(f"Wrote {out / 'llc.json'}")
+    files.write_json(out / "llc_against_devinterp.json", result, indent=1)
+    print(f"Wrote {out / 'llc_against_devinterp.json'}")
 
 
 def show(name: str, result: dict[str, Any]) -> None:
@@ -223,7 +223,7 @@ def show(name: str, result: dict[str, Any]) -> None:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read and check the command line."""
-    parser = cli.parser("llc", __doc__)
+    parser = cli.parser("llc_against_devinterp", __doc__)
     whole = cli.at_least_one
     parser.add_argument("--epochs", type=whole, default=30, help="of training")
     parser.add_argument("--chains", type=whole, default=8)

@@ -1,6 +1,6 @@
 """What becomes of a diffusion and of a network whose parameters are bfloat16.
 
-    python -m benchmarks.low_precision [laws training cost] [--out DIR]
+    python -m benchmarks.bfloat16 [laws training cost] [--out DIR]
 
 Each element of a vector is a chain of its own. Beside float32, parameters are rounded to nearest,
 as JAX does; rounded at random, with the right mean; or wrapped in `diffopt.low_precision`.
@@ -25,6 +25,7 @@ import diffopt
 
 from .lib import cli, data, files, machine, models, timing, training
 from .lib.scores import evaluate, plus_minus
+from .lib.tables import Tables, load, markdown, origin
 
 PARTS = ("laws", "training", "cost")
 SPACING = 2.0**-7  # of bfloat16 at 1
@@ -241,7 +242,68 @@ def show(console: Console, found: dict[str, Any]) -> None:
         console.print(table)
 
 
-@cli.program("low_precision")
+def tables() -> Tables:
+    """The laws, the training and the cost."""
+    return {
+        "rounding_laws": laws_table,
+        "rounding_training": training_table,
+        "rounding_cost": cost_table,
+    }
+
+
+def laws_table() -> str:
+    """The variance of chains in bfloat16 over the exact one."""
+    result = load("bfloat16.json")
+
+    def name(law: dict[str, Any]) -> str:
+        if law["law"] != "free":
+            return f"well, ηk = {law['size']:.0e}"
+        return f"free, noise of a step 1/{1 / law['size']:.0f} of the spacing"
+
+    methods = ("float32", "nearest", "stochastic", "low_precision")
+    head = ["law", "float32", "bfloat16, to nearest", "rounded at random", "`low_precision`"]
+    body = markdown(
+        head, ([name(law), *(f"{law[m]:,.3f}" for m in methods)] for law in result["laws"])
+    )
+    command = "python -m benchmarks.bfloat16 laws training"
+    return body + origin("bfloat16.json", result["machine"], command)
+
+
+def training_table() -> str:
+    """The article's network in bfloat16."""
+    fields = (
+        ("accuracy", 100, 1),
+        ("nll", 1, 3),
+        ("average_accuracy", 100, 1),
+        ("average_nll", 1, 3),
+    )
+    rows = (
+        [
+            each["optimizer"], each["precision"],
+            *(plus_minus([s * run[f] for run in each["runs"]], d) for f, s, d in fields),
+        ]
+        for each in load("bfloat16.json")["training"]
+    )  # fmt: skip
+    head = ["optimizer", "parameters", "accuracy, %", "NLL", "average, %", "NLL"]
+    return markdown(head, rows, left=2)
+
+
+def cost_table() -> str:
+    """One update of a ResNet-18 tree in bfloat16."""
+    result = load("bfloat16_cost.json")
+    head = ["update", "ns per parameter", "quartiles"]
+    body = markdown(head, (
+        [
+            row["update"], f"{row['ns_per_parameter']:.1f}",
+            "-".join(f"{end:.1f}" for end in row["quartiles"]),
+        ]
+        for row in result["cost"]
+    ))  # fmt: skip
+    command = f"python -m benchmarks.bfloat16 cost --repeats {result['config']['repeats']}"
+    return body + origin("bfloat16_cost.json", result["machine"], command)
+
+
+@cli.program("bfloat16")
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, measure, report."""
     args = parse_args(argv)
@@ -265,14 +327,14 @@ def main(argv: list[str] | None = None) -> None:
                 found[part] = train_all(
                     args.scale, dataset, args.epochs, args.batch_size, args.seeds, progress
                 )
-            files.write_json(out / "low_precision.json", about | found)  # whatever comes after
+            files.write_json(out / "bfloat16.json", about | found)  # whatever comes after
     show(console, found)
-    console.print(f"Wrote {out / 'low_precision.json'}")
+    console.print(f"Wrote {out / 'bfloat16.json'}")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read and check the command line."""
-    parser = cli.parser("low_precision", __doc__)
+    parser = cli.parser("bfloat16", __doc__)
     whole = cli.at_least_one
     parser.add_argument(
         "parts", nargs="*", default=list(PARTS), help=f"any of {' '.join(PARTS)} (default: all)"

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import estimators
+from benchmarks import gradient_variance
 from tests.benchmarks import helpers
 
 pytestmark = pytest.mark.slow
@@ -15,8 +15,8 @@ pytestmark = pytest.mark.slow
 
 def test_it_writes_a_row_for_each_way(tmp_path, capsys):
     arguments = ["--steps", 60, 40, "--chains", 2, "--batches", 200, "--out", tmp_path]
-    assert helpers.status(estimators.main, *arguments) == 0
-    found = json.loads((tmp_path / "estimators.json").read_text())
+    assert helpers.status(gradient_variance.main, *arguments) == 0
+    found = json.loads((tmp_path / "gradient_variance.json").read_text())
     assert found["config"] == {"steps": [60, 40], "chains": 2, "batches": 200}
     for row in found["posterior"]:
         assert row["lowest"] <= row["highest"]
@@ -31,7 +31,7 @@ def test_it_writes_a_row_for_each_way(tmp_path, capsys):
 
 
 def test_bad_arguments_give_one_sentence_and_status_2(capsys):
-    assert helpers.status(estimators.main, "--chains", 1) == 2
+    assert helpers.status(gradient_variance.main, "--chains", 1) == 2
     assert "'1' is not a whole number from 2" in capsys.readouterr().err
 
 
@@ -41,7 +41,7 @@ def test_friction_that_covers_anisotropic_noise_holds_each_direction_to_first_or
 
     def run(key):
         start_key, noise_key, key = jax.random.split(key, 3)
-        tx = estimators.covered_sghmc(eta, T, momentum=0.9, diagonal=False, key=noise_key)
+        tx = gradient_variance.covered_sghmc(eta, T, momentum=0.9, diagonal=False, key=noise_key)
 
         def step(carry, key):
             theta, state = carry

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import llc, llc_training
+from benchmarks import llc_against_devinterp, llc_training
 from benchmarks.lib import models
 from tests.benchmarks import helpers
 
@@ -15,10 +15,10 @@ TINY = ["--epochs", "1", "--steps", "4", "--burn-in", "2", "--chains", "2", "--b
 
 def test_without_its_peer_the_program_runs_alone(tmp_path, monkeypatch, capsys):
     helpers.make_small(monkeypatch)
-    monkeypatch.setattr(llc, "PEER", "a_package_that_nobody_has")
-    assert llc.main([*TINY, "--out", str(tmp_path)]) == 0
+    monkeypatch.setattr(llc_against_devinterp, "PEER", "a_package_that_nobody_has")
+    assert llc_against_devinterp.main([*TINY, "--out", str(tmp_path)]) == 0
     assert "compared with nothing" in capsys.readouterr().out
-    result = json.loads((tmp_path / "llc.json").read_text())
+    result = json.loads((tmp_path / "llc_against_devinterp.json").read_text())
     assert result["comparison"] is None
     ours = result["results"]["diffopt"]
     assert ours["mean"] == pytest.approx(np.mean(ours["per_chain"]))
@@ -28,7 +28,7 @@ def test_without_its_peer_the_program_runs_alone(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("wrong", [["--burn-in", "4"], ["--chains", "1"], ["--step-size", "0"]])
 def test_bad_arguments_are_refused(wrong):
     with pytest.raises(SystemExit):
-        llc.parse_args([*TINY, *wrong])
+        llc_against_devinterp.parse_args([*TINY, *wrong])
 
 
 def test_the_peer_is_given_the_same_network():
@@ -36,7 +36,7 @@ def test_the_peer_is_given_the_same_network():
     graphdef, params = models.init_cnn(1, 0)
     images = np.random.default_rng(0).normal(size=(5, 32, 32, 1)).astype(np.float32)
     ours = models.nnx.merge(graphdef, params)(images)
-    theirs = llc.torch_network(params, 1)(torch.tensor(images)).detach().numpy()
+    theirs = llc_against_devinterp.torch_network(params, 1)(torch.tensor(images)).detach().numpy()
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 

@@ -1,6 +1,6 @@
 """Which sampler? Errors of posterior means and variances against gradients, on five problems.
 
-    python -m benchmarks.samplers [--quick] [--out DIR]
+    python -m benchmarks.which_sampler [--quick] [--out DIR]
 
 The problems are those of `benchmarks.lib.problems`, whose means and variances are known. All chains
 start in one place, a standard deviation from the mean or at a draw of NUTS. At G gradients a chain
@@ -41,6 +41,7 @@ import diffopt
 from .lib import cli, files, machine, plots
 from .lib.plots import plt
 from .lib.problems import PROBLEMS, Problem
+from .lib.tables import Tables, load, markdown, origin
 
 MOMENTUM, FRESH = 0.9, 10  # the default of sghmc and sgnht; BlackJAX's steps of one velocity
 TOLERANCES = (0.05, 0.1, 0.2, 0.5)  # of the temperature: the next where one is refused
@@ -338,10 +339,31 @@ def plot(rows: list[dict[str, Any]], references: dict[str, float], path: Path) -
     plots.save(figure, path, dpi=100)
 
 
-@cli.program("samplers")
+def tables() -> Tables:
+    """The errors of every sampler on every problem."""
+    return {
+        "samplers": error_table,
+    }
+
+
+def error_table() -> str:
+    """Errors of means and variances at equal gradients, and the step sizes that were refused."""
+    result = load("which_sampler.json")
+    command = "python -m benchmarks.which_sampler" + " --quick" * result["config"]["quick"]
+    refused = {
+        f"{row['sampler']}, {row['problem']}": None for row in result["rows"] if row["refusal"]
+    }
+    below = origin("which_sampler.json", result["machine"], command)
+    if refused:
+        below += f" \\* Refused at a tolerance of 5 %: {'; '.join(refused)}."
+    head, body = table(result["rows"])
+    return markdown(head, [[cell.replace("*", "\\*") for cell in row] for row in body]) + below
+
+
+@cli.program("which_sampler")
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, sample, show."""
-    parser = cli.parser("samplers", __doc__)
+    parser = cli.parser("which_sampler", __doc__)
     parser.add_argument("--quick", action="store_true", help="a thirtieth of the gradients")
     parser.add_argument(
         "--problems", nargs="+", choices=PROBLEMS, default=(), metavar="NAME",
@@ -378,12 +400,12 @@ def main(argv: list[str] | None = None) -> None:
     console.print(machine.line(about))
     config = {"quick": args.quick, "gradients": gradients, "chains": chains, "search_steps": steps}
     result = {
-        "command": "python -m benchmarks.samplers" + " --quick" * args.quick,
+        "command": "python -m benchmarks.which_sampler" + " --quick" * args.quick,
         "config": config, "machine": about, "reference_errors": references, "rows": rows,
     }  # fmt: skip
-    files.write_json(out / "samplers.json", result)
+    files.write_json(out / "which_sampler.json", result)
     plot(rows, references, out / "samplers_choice.png")
-    console.print(f"Wrote {out / 'samplers.json'}, {out / 'samplers_choice.png'}")
+    console.print(f"Wrote {out / 'which_sampler.json'}, {out / 'samplers_choice.png'}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What a chain costs when many run in one program, by one after another and by BlackJAX's SGLD.
 
-    python -m benchmarks.chains [--out DIR]
+    python -m benchmarks.chain_cost [--out DIR]
 
 Every chain is a network of 64-32-10 neurons on scikit-learn's digits, at batch 32. All ways take
 the same gradients on the same batches. They take turns; the median is reported. SGD without noise
@@ -27,6 +27,7 @@ import diffopt
 
 from .lib import cli, files, machine, plots, timing
 from .lib.plots import plt
+from .lib.tables import Tables, load, markdown, origin
 
 CHAINS = (1, 2, 4, 8, 16, 32, 64)
 BATCH_SIZE, LEARNING_RATE, TEMPERATURE = 32, 0.01, 1 / 1797
@@ -140,10 +141,36 @@ def plot_cost(rows: list[dict], path: Path) -> None:
     plots.save(figure, path)
 
 
-@cli.program("chains")
+def tables() -> Tables:
+    """The cost of a chain, by their number."""
+    return {
+        "chains": cost_table,
+    }
+
+
+def cost_table() -> str:
+    """What a step of a chain costs, by the number of chains."""
+    result = load("chain_cost.json")
+    ways = ("vmap", "gaussian16", "one after another", "blackjax", "sgd")
+    rows = (
+        [str(row["chains"]), *(f"{row[way]:.1f}" for way in ways)]
+        for row in result["microseconds_per_step_and_chain"]
+    )
+    head = [
+        "chains", "diffopt, vmapped", "the same, `gaussian16`", "diffopt, one after another",
+        "BlackJAX SGLD, vmapped", "SGD, no noise, vmapped",
+    ]  # fmt: skip
+    config = result["config"]
+    command = (
+        f"python -m benchmarks.chain_cost --rounds {config['rounds']} --steps {config['steps']}"
+    )
+    return markdown(head, rows) + origin("chain_cost.json", result["machine"], command)
+
+
+@cli.program("chain_cost")
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, measure, show."""
-    parser = cli.parser("chains", __doc__)
+    parser = cli.parser("chain_cost", __doc__)
     parser.add_argument("--steps", type=cli.at_least_one, default=500, help="default %(default)s")
     parser.add_argument("--rounds", type=cli.at_least_one, default=7, help="default %(default)s")
     parser.add_argument(
@@ -167,9 +194,9 @@ def main(argv: list[str] | None = None) -> None:
     console.print(machine.line(about))
     config = {"steps": args.steps, "rounds": args.rounds, "batch_size": BATCH_SIZE}
     result = {"config": config, "machine": about, "microseconds_per_step_and_chain": rows}
-    files.write_json(out / "chains.json", result)
+    files.write_json(out / "chain_cost.json", result)
     plot_cost(rows, out / "chains.png")
-    console.print(f"Wrote {out / 'chains.json'}, {out / 'chains.png'}")
+    console.print(f"Wrote {out / 'chain_cost.json'}, {out / 'chains.png'}")
 
 
 if __name__ == "__main__":

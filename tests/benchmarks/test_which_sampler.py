@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import diffopt
-from benchmarks import samplers
+from benchmarks import which_sampler
 from benchmarks.lib import problems
 from tests.benchmarks import helpers
 
@@ -37,13 +37,13 @@ def test_the_quadrature_of_eight_schools_agrees_with_weighted_draws_of_the_prior
 def independent(cost):
     """A way that draws from the law itself."""
     draw = lambda key, state, batch: 2 + 3 * jax.random.normal(key, (1,))
-    return samplers.Way("exact", lambda key, theta: theta, draw, lambda state: state, cost)
+    return which_sampler.Way("exact", lambda key, theta: theta, draw, lambda state: state, cost)
 
 
 def test_the_errors_of_independent_draws(cost=4):
     problem = problems.Problem("N(2, 9)", lambda p: p, [0.0], np.array([2.0]), np.array([3.0]))
     chains = 500
-    found = samplers.curve(problem, independent(cost), 1024, chains)
+    found = which_sampler.curve(problem, independent(cost), 1024, chains)
     assert found["gradients"] == [256, 512, 1024]
     draws = np.array([128, 256, 512]) / cost
     relative = 4.5 / np.sqrt(2 * chains)  # of a root of a mean of squares, nearly normal
@@ -57,20 +57,20 @@ def test_every_chain_sees_every_example_once_in_an_epoch():
         "its batch", lambda p: p, [0.0], np.array([3.5]), np.ones(1),
         data=jnp.arange(8.0), batch_size=2,
     )  # fmt: skip
-    way = samplers.Way(
+    way = which_sampler.Way(
         "mean of the batch", lambda key, theta: theta,
         lambda key, state, batch: batch.mean()[None], lambda state: state, 1, 2,
     )  # fmt: skip
-    found = samplers.curve(problem, way, 512, chains=3)
+    found = which_sampler.curve(problem, way, 512, chains=3)
     np.testing.assert_allclose(found["mean"], 0, atol=1e-5)
     assert found["gradients"] == [256, 512]
 
 
-@pytest.mark.parametrize("library", samplers.peers())
+@pytest.mark.parametrize("library", which_sampler.peers())
 def test_sgld_of_the_peers_takes_our_step(library):
     problem = problems.gaussian()._replace(temperature=1e-12)
     theta = jnp.linspace(1.0, 2.0, 10)
-    way = samplers.peers()[library]("sgld", problem, 1e-4)
+    way = which_sampler.peers()[library]("sgld", problem, 1e-4)
     moved = way.position(way.step(jax.random.key(0), way.init(jax.random.key(1), theta), None))
     np.testing.assert_allclose(moved, theta - 1e-4 * jax.grad(problem.loss)(theta), rtol=1e-4)
 
@@ -78,7 +78,7 @@ def test_sgld_of_the_peers_takes_our_step(library):
 @pytest.mark.slow
 def test_a_velocity_of_blackjax_has_our_momentum_and_noise():
     problem = problems.gaussian()
-    way = samplers.blackjax_way("sgnht", problem, 0.01)
+    way = which_sampler.blackjax_way("sgnht", problem, 0.01)
     state = way.init(jax.random.key(0), jnp.zeros(10))._replace(momentum=jnp.ones(10))
     keys = jax.random.split(jax.random.key(1), 20_000)
     after = np.asarray(jax.vmap(lambda key: way.step(key, state, None).momentum)(keys), float)
@@ -89,9 +89,9 @@ def test_a_velocity_of_blackjax_has_our_momentum_and_noise():
 
 def test_a_refused_step_size_and_a_diverged_chain_are_told():
     row = {"problem": "P", "sampler": "S", "step_size": 0.125, "refusal": "no", "gradients": [256]}
-    assert samplers.cell(row | {"mean": [0.1], "variance": [None]}) == "0.1, diverged (0.12*)"
-    assert samplers.cell(row | {"gradients": [], "mean": [], "variance": []}) == "refused"
-    head, body = samplers.table([row | {"refusal": "", "mean": [0.25], "variance": []}])
+    assert which_sampler.cell(row | {"mean": [0.1], "variance": [None]}) == "0.1, diverged (0.12*)"
+    assert which_sampler.cell(row | {"gradients": [], "mean": [], "variance": []}) == "refused"
+    head, body = which_sampler.table([row | {"refusal": "", "mean": [0.25], "variance": []}])
     assert (head, body) == (["sampler", "P"], [["S", "0.25 (0.12)"]])
 
 
@@ -104,7 +104,7 @@ def test_a_refused_step_size_and_a_diverged_chain_are_told():
     ],
 )
 def test_bad_arguments_give_one_sentence_and_status_2(arguments, sentence, capsys):
-    assert helpers.status(samplers.main, *arguments) == 2
+    assert helpers.status(which_sampler.main, *arguments) == 2
     assert sentence in capsys.readouterr().err
 
 
@@ -125,12 +125,15 @@ def test_the_law_of_the_logistic_regression_is_that_of_long_chains():
 
 @pytest.mark.slow
 def test_a_quick_run_writes_the_figures_of_every_sampler(tmp_path, capsys):
-    assert helpers.status(samplers.main, "--quick", "--problems", "mixture", "--out", tmp_path) == 0
-    found = json.loads((tmp_path / "samplers.json").read_text())
+    assert (
+        helpers.status(which_sampler.main, "--quick", "--problems", "mixture", "--out", tmp_path)
+        == 0
+    )
+    found = json.loads((tmp_path / "which_sampler.json").read_text())
     names = [row["sampler"] for row in found["rows"]]
-    assert set(samplers.SAMPLERS) | {"BlackJAX sgld", "replica exchange"} <= set(names)
+    assert set(which_sampler.SAMPLERS) | {"BlackJAX sgld", "replica exchange"} <= set(names)
     assert all(row["gradients"] == [256, 512, 1024] for row in found["rows"])
-    ours = [row for row in found["rows"] if row["sampler"] in samplers.SAMPLERS]
+    ours = [row for row in found["rows"] if row["sampler"] in which_sampler.SAMPLERS]
     assert all(0 < row["mean"][-1] < 1 and not row["variance"] for row in ours)
     assert (tmp_path / "samplers_choice.png").read_bytes().startswith(b"\x89PNG")
     assert "errors at 1,024 gradients" in capsys.readouterr().out

@@ -6,20 +6,20 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import sampling
+from benchmarks import sample_cost
 from tests.benchmarks import helpers
 
 pytestmark = pytest.mark.slow
 
 
 def test_the_three_ways_take_the_same_steps():
-    ways = sampling.programs(num_chains=2, steps=40)
+    ways = sample_cost.programs(num_chains=2, steps=40)
     assert list(ways) == ["bare loop", "sample", "sample with progress"]
     (bare, _), quiet, shown = (way() for way in ways.values())
     for a, b in zip(jax.tree.leaves(quiet), jax.tree.leaves(shown), strict=True):
         np.testing.assert_array_equal(a, b)
     assert jax.tree.map(np.shape, bare) == jax.tree.map(np.shape, quiet)
-    start = np.asarray(sampling.initial()["w1"])
+    start = np.asarray(sample_cost.initial()["w1"])
     for params in (bare, quiet):
         moved = np.asarray(params["w1"]) - start
         assert np.isfinite(moved).all()
@@ -32,10 +32,10 @@ def test_the_three_ways_take_the_same_steps():
 
 def test_it_writes_a_row_for_each_number_of_chains(tmp_path, capsys):
     arguments = ["--steps", "20", "--rounds", "1", "--chains", "1", "3", "--out", str(tmp_path)]
-    assert sampling.main(arguments) == 0
+    assert sample_cost.main(arguments) == 0
     assert "3 chains, µs a step: bare loop" in capsys.readouterr().out
-    found = json.loads((tmp_path / "sampling.json").read_text())
-    assert found["config"] == {"steps": 20, "rounds": 1, "batch_size": sampling.BATCH_SIZE}
+    found = json.loads((tmp_path / "sample_cost.json").read_text())
+    assert found["config"] == {"steps": 20, "rounds": 1, "batch_size": sample_cost.BATCH_SIZE}
     rows = found["microseconds_per_step"]
     assert [row["chains"] for row in rows] == [1, 3]
     for row in rows:
@@ -50,5 +50,5 @@ def test_it_writes_a_row_for_each_number_of_chains(tmp_path, capsys):
     ],
 )
 def test_bad_arguments_give_one_sentence_and_status_2(arguments, sentence, capsys):
-    assert helpers.status(sampling.main, *arguments) == 2
+    assert helpers.status(sample_cost.main, *arguments) == 2
     assert sentence in capsys.readouterr().err

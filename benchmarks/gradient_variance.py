@@ -1,6 +1,6 @@
 """Less noise in the gradients: what control variates and SVRG make of variances, and of posteriors.
 
-    python -m benchmarks.estimators [--out DIR]
+    python -m benchmarks.gradient_variance [--out DIR]
 
 The variance of the gradient of a minibatch at draws of the posterior of a logistic regression with
 100,000 synthetic rows: measured, and by theory. Then posteriors that are known, of that regression
@@ -288,10 +288,10 @@ def row(problem: Problem, way: Way, ratios: np.ndarray, steps: int) -> dict[str,
     }
 
 
-@cli.program("estimators")
+@cli.program("gradient_variance")
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, measure, show."""
-    parser = cli.parser("estimators", __doc__)
+    parser = cli.parser("gradient_variance", __doc__)
     whole = cli.at_least_one
     parser.add_argument(
         "--steps", type=whole, nargs=2, default=(8000, 50_000), metavar=("LOGISTIC", "DIABETES"),
@@ -327,10 +327,10 @@ def main(argv: list[str] | None = None) -> None:
     about = machine.describe()
     print(machine.line(about))
     config = {name: value for name, value in vars(args).items() if name != "out"}
-    command = "python -m benchmarks.estimators"
+    command = "python -m benchmarks.gradient_variance"
     result = {"command": command, "config": config, "machine": about, "gradient_variance": noise}
-    files.write_json(out / "estimators.json", result | {"posterior": rows})
-    print(f"Wrote {out / 'estimators.json'}")
+    files.write_json(out / "gradient_variance.json", result | {"posterior": rows})
+    print(f"Wrote {out / 'gradient_variance.json'}")
 
 
 if __name__ == "__main__":
