@@ -194,14 +194,14 @@ def cost(repeats: int, progress: Progress) -> list[dict[str, Any]]:
         "low_precision(sgld), bfloat16": (jnp.bfloat16, diffopt.low_precision(sgld)),
     }
     bar = progress.add_task("cost", total=repeats)
-    arrays = partial(models.filled, shapes)
+    arrays = partial(models.fill_tree, shapes)
     runs = {
         name: timing.optax_run(tx, arrays(1.0, dtype), arrays(1e-2, dtype))
         for name, (dtype, tx) in contestants.items()
     }
     for run in runs.values():
         run()
-    times = timing.in_turn(runs, repeats, done=lambda: progress.advance(bar))
+    times = timing.time_in_turn(runs, repeats, done=lambda: progress.advance(bar))
     rows = []
     for name, seconds in times.items():
         ns = [each / size * 1e9 for each in seconds]
@@ -210,16 +210,16 @@ def cost(repeats: int, progress: Progress) -> list[dict[str, Any]]:
     return rows
 
 
-def show(console: Console, found: dict[str, Any]) -> None:
+def show(console: Console, results: dict[str, Any]) -> None:
     """The results as tables."""
-    if "laws" in found:
+    if "laws" in results:
         table = Table("law", *METHODS, title="variance over the exact one")
-        for row in found["laws"]:
+        for row in results["laws"]:
             what = "noise per step / spacing" if row["law"] == "free" else "well, ηk"
             ratios = [f"{row[method]:.3f}" for method in METHODS]
             table.add_row(f"{what} {row['size']:.2g}", *ratios)
         console.print(table)
-    if "training" in found:
+    if "training" in results:
         columns = {
             "accuracy, %": lambda r: 100 * r["accuracy"],
             "NLL": lambda r: r["nll"],
@@ -227,16 +227,16 @@ def show(console: Console, found: dict[str, Any]) -> None:
             "average NLL": lambda r: r["average_nll"],
         }
         table = Table("optimizer", "precision", *columns, title="mean ± standard deviation")
-        for row in found["training"]:
+        for row in results["training"]:
             cells = [
                 plus_minus([value(r) for r in row["runs"]], 1 if "%" in column else 3)
                 for column, value in columns.items()
             ]
             table.add_row(row["optimizer"], row["precision"], *cells)
         console.print(table)
-    if "cost" in found:
+    if "cost" in results:
         table = Table("update", "ns per parameter", "quartiles", title="one update, ResNet-18")
-        for row in found["cost"]:
+        for row in results["cost"]:
             low, high = row["quartiles"]
             table.add_row(row["update"], f"{row['ns_per_parameter']:.2f}", f"{low:.2f}-{high:.2f}")
         console.print(table)
@@ -310,25 +310,25 @@ def main(argv: list[str] | None = None) -> None:
     dataset = data.load(args.dataset, args.data_dir) if "training" in args.parts else None
     examples = len(dataset.train_labels) if dataset else args.batch_size
     if args.batch_size > examples:
-        raise cli.Refusal(f"--batch-size {args.batch_size}: must be from 1 to {examples}")
+        raise cli.UsageError(f"--batch-size {args.batch_size}: must be from 1 to {examples}")
     out = cli.make_folder(args.out)
     console = Console()
     config = {name: value for name, value in vars(args).items() if name != "out"}
-    about, found = {"config": config, "machine": machine.describe()}, dict[str, Any]()
+    about, results = {"config": config, "machine": machine.describe()}, dict[str, Any]()
     with Progress(console=Console(stderr=True), transient=True) as progress:
         for part in PARTS:
             if part not in args.parts:
                 continue
             if part == "laws":
-                found[part] = laws(args.chains, progress)
+                results[part] = laws(args.chains, progress)
             elif part == "cost":
-                found[part] = cost(args.repeats, progress)
+                results[part] = cost(args.repeats, progress)
             elif dataset:
-                found[part] = train_all(
+                results[part] = train_all(
                     args.scale, dataset, args.epochs, args.batch_size, args.seeds, progress
                 )
-            files.write_json(out / "bfloat16.json", about | found)  # whatever comes after
-    show(console, found)
+            files.write_json(out / "bfloat16.json", about | results)  # whatever comes after
+    show(console, results)
     console.print(f"Wrote {out / 'bfloat16.json'}")
 
 
@@ -353,7 +353,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=whole, default=5, help="how many (default %(default)s)")
     parser.add_argument("--repeats", type=cli.at_least(2), default=9, help="timed updates of each")
     args = parser.parse_args(argv)
-    cli.once("parts", args.parts)
+    cli.require_unique("parts", args.parts)
     for part in args.parts:
         if part not in PARTS:
             parser.error(f"no part {part!r}: choose from {', '.join(PARTS)}")

@@ -117,9 +117,9 @@ def measure(steps: int, rounds: int, chains: tuple[int, ...], console: Console) 
     rows = []
     for num_chains in track(chains, "chains", console=console, transient=True):
         ways = programs(num_chains, batches)
-        runs = {way: timing.timed(program) for way, program in ways.items()}
-        timing.in_turn(runs, 1)  # a warm-up
-        times = timing.in_turn(runs, rounds)
+        runs = {way: timing.make_run(program) for way, program in ways.items()}
+        timing.time_in_turn(runs, 1)  # a warm-up
+        times = timing.time_in_turn(runs, rounds)
         rows.append(
             {"chains": num_chains}
             | {w: 1e6 * statistics.median(t) / steps / num_chains for w, t in times.items()}
@@ -178,7 +178,7 @@ def main(argv: list[str] | None = None) -> None:
         help=f"default {' '.join(map(str, CHAINS))}",
     )  # fmt: skip
     args = parser.parse_args(argv)
-    cli.once("--chains", args.chains)
+    cli.require_unique("--chains", args.chains)
     out = cli.make_folder(args.out)
 
     console = Console()

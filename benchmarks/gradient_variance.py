@@ -109,19 +109,19 @@ def gradient_variances(problem: Problem, draws: int, batches: int) -> dict[str, 
             return grad(theta, batch), estimator.update(theta, batch, state)[0]
 
         exact = grad(theta, data)
-        found = jax.lax.map(batch_of, jax.random.split(key, batches), batch_size=100)
-        return [jnp.mean(jnp.sum((g - exact) ** 2, axis=1)) for g in found]
+        gradients = jax.lax.map(batch_of, jax.random.split(key, batches), batch_size=100)
+        return [jnp.mean(jnp.sum((g - exact) ** 2, axis=1)) for g in gradients]
 
     keys = jax.random.split(jax.random.key(0), len(away))
     thetas = jnp.asarray(problem.mode + away, jnp.float32)
-    found = np.array([measure(t, k, data) for t, k in zip(thetas, keys, strict=True)])
+    traces = np.array([measure(t, k, data) for t, k in zip(thetas, keys, strict=True)])
     return {
         name: {"measured": float(np.mean(column)), "theory": float(theory[name])}
-        for name, column in zip(theory, found.T, strict=True)
+        for name, column in zip(theory, traces.T, strict=True)
     }
 
 
-def plain(grad: Callable[..., Any]) -> diffopt.GradientEstimator:
+def minibatch_gradient(grad: Callable[..., Any]) -> diffopt.GradientEstimator:
     """The gradient of the batch, as an estimator without state."""
     return diffopt.GradientEstimator(
         lambda params: (), lambda p, batch, state: (grad(p, batch), ())
@@ -184,15 +184,15 @@ def ways(problem: Problem) -> list[Way]:
         "sgld": lambda h, key: diffopt.sgld(h**2, T, key=key),
         "baoab": lambda h, key: diffopt.baoab(h, T, friction=0.3, key=key),
     }
-    found = []
+    by_gradient = []
     for name, make in samplers.items():
-        found += [
-            Way(name, "minibatch", True, batch_size, batch_size, make, plain(grad)),
+        by_gradient += [
+            Way(name, "minibatch", True, batch_size, batch_size, make, minibatch_gradient(grad)),
             Way(name, "control_variate", True, half, 2 * half, make, cv),
             Way(name, f"svrg, every {every}", True, quarter, cost, make, follow),
         ]
     if problem.name != "diabetes":
-        return found
+        return by_gradient
     others: list[tuple[str, bool, Callable[..., Any]]] = [
         ("sghmc", True, lambda h, key: diffopt.sghmc(h**2, T, momentum=0.9, key=key)),
         ("sgnht", True, lambda h, key: diffopt.sgnht(h**2, T, momentum=0.9, key=key)),
@@ -205,8 +205,8 @@ def ways(problem: Problem) -> list[Way]:
         ("friction covers the covariance", False, covered(False)),
         ("friction covers the diagonal", False, covered(True)),
     ]
-    return found + [
-        Way(name, "minibatch", epochs, batch_size, batch_size, make, plain(grad))
+    return by_gradient + [
+        Way(name, "minibatch", epochs, batch_size, batch_size, make, minibatch_gradient(grad))
         for name, epochs, make in others
     ]
 
@@ -317,12 +317,12 @@ def main(argv: list[str] | None = None) -> None:
             steps = round(plain_steps * problem.batch_size / way.cost)
             ratios = variances(problem, way, steps, args.chains)
             rows.append(row(problem, way, ratios, steps))
-            found = rows[-1]
+            last = rows[-1]
             print(
-                f"{problem.name}: {way.sampler}, {way.gradient}, {found['batches']} of"
-                f" {way.batch_size}: {found['lowest']:.2f} to {found['highest']:.2f} ±"
-                f" {found['standard_error']:.2f}, one chain ± {found['error_of_one_chain']:.2f},"
-                f" at {found['best_step']:g}"
+                f"{problem.name}: {way.sampler}, {way.gradient}, {last['batches']} of"
+                f" {way.batch_size}: {last['lowest']:.2f} to {last['highest']:.2f} ±"
+                f" {last['standard_error']:.2f}, one chain ± {last['error_of_one_chain']:.2f},"
+                f" at {last['best_step']:g}"
             )
     about = machine.describe()
     print(machine.line(about))

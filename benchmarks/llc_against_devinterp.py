@@ -51,7 +51,9 @@ def loss(graphdef: Any, params: Any, batch: tuple[jax.Array, jax.Array]) -> jax.
     return training.mean_loss(graphdef, params, *batch)
 
 
-def ours(graphdef: Any, params: Any, train_set: Any, args: argparse.Namespace) -> dict[str, Any]:
+def run_diffopt(
+    graphdef: Any, params: Any, train_set: Any, args: argparse.Namespace
+) -> dict[str, Any]:
     """λ̂ by diffopt, and its seconds with and without compilation."""
     estimate = partial(
         diffopt.local_learning_coefficient,
@@ -65,8 +67,8 @@ def ours(graphdef: Any, params: Any, train_set: Any, args: argparse.Namespace) -
         num_chains=args.chains,
         batch_size=args.batch,
     )
-    first, seconds_of_first = timed(partial(estimate, key=0))
-    second, seconds = timed(partial(estimate, key=1))
+    first, seconds_of_first = run_timed(partial(estimate, key=0))
+    second, seconds = run_timed(partial(estimate, key=1))
     del first
     return summary(np.asarray(second.per_chain), seconds) | {
         "first_call_seconds": seconds_of_first,
@@ -74,7 +76,7 @@ def ours(graphdef: Any, params: Any, train_set: Any, args: argparse.Namespace) -
     }
 
 
-def timed(fn: Any) -> tuple[Any, float]:
+def run_timed(fn: Any) -> tuple[Any, float]:
     """What `fn()` gives, and its seconds."""
     clock = time.perf_counter()
     result = jax.block_until_ready(fn())
@@ -121,7 +123,7 @@ def torch_network(params: Any, channels: int) -> Any:
     return model
 
 
-def devinterps(params: Any, train_set: Any, args: argparse.Namespace) -> dict[str, Any]:
+def run_devinterp(params: Any, train_set: Any, args: argparse.Namespace) -> dict[str, Any]:
     """λ̂ by devinterp, with the same settings, and its seconds."""
     os.environ["TQDM_DISABLE"] = "1"
     import torch
@@ -176,17 +178,17 @@ def main(argv: list[str] | None = None) -> None:
     digits = data.load("digits")
     train_set = digits.train_images, digits.train_labels
     if args.batch > len(train_set[0]):
-        raise cli.Refusal(f"--batch {args.batch}: must be from 1 to {len(train_set[0])}")
+        raise cli.UsageError(f"--batch {args.batch}: must be from 1 to {len(train_set[0])}")
     out = cli.make_folder(args.out)
     graphdef, params = train(*train_set, args.epochs)
     print(f"the article's network on {len(train_set[0]):,} digits, {args.chains} chains")
 
-    results = {"diffopt": ours(graphdef, params, train_set, args)}
+    results = {"diffopt": run_diffopt(graphdef, params, train_set, args)}
     show("diffopt", results["diffopt"])
     if importlib.util.find_spec(PEER) is None:
         print(f"{PEER} is not installed: compared with nothing")
     else:
-        results[PEER] = devinterps(params, train_set, args)
+        results[PEER] = run_devinterp(params, train_set, args)
         show(PEER, results[PEER])
     print(f"diffopt's first call, which compiles: {results['diffopt']['first_call_seconds']:.1f} s")
     comparison = None

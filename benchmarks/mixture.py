@@ -169,9 +169,9 @@ def main(argv: list[str] | None = None) -> None:
         samples["replica exchange"] = replicas(args.steps, args.seeds)
     modes = {name: [modes_found(chain) for chain in runs] for name, runs in samples.items()}
     distances = {name: distance(runs) for name, runs in samples.items()}
-    for name, found in modes.items():
+    for name, numbers in modes.items():
         print(
-            f"{name:16} modes found by each chain: {' '.join(map(str, found))};"
+            f"{name:16} modes found by each chain: {' '.join(map(str, numbers))};"
             f" distance of the weights {distances[name]:.3f}"
         )
     config = {name: value for name, value in vars(args).items() if name != "out"}

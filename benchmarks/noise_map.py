@@ -81,7 +81,7 @@ def transformation(place: Place, seed: int, epoch_steps: int) -> optax.GradientT
     return optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), tx)
 
 
-def sampled(place: Place, epoch: int) -> bool:
+def is_averaged(place: Place, epoch: int) -> bool:
     """Whether the average takes the prediction made after `epoch`, counted from 1."""
     if place.sampler != "cyclical sghmc":
         return epoch in training.second_half(place.epochs)
@@ -110,7 +110,7 @@ def train(place: Place, seed: int, dataset: data.Data, numbers: Iterable[int]) -
     )
     for epoch in epochs:
         params = epoch.params
-        if sampled(place, epoch.number):
+        if is_averaged(place, epoch.number):
             kept.append(np.asarray(training.predict(graphdef, params, dataset.test_images)))
             if place.sampler == "sghmc":  # in a cycle the velocity lags behind the step size
                 kinetic.append(float(diffopt.kinetic_temperature(epoch.opt_state).overall))
@@ -136,12 +136,12 @@ def train(place: Place, seed: int, dataset: data.Data, numbers: Iterable[int]) -
 
 def read(path: Path) -> dict[tuple[Place, int], dict[str, Any]]:
     """The finished runs, by place and seed; a line that is no record counts as none."""
-    found = {}
+    records = {}
     for line in lines(path):
         if record := parse(line):
             place = Place(*(record[field] for field in Place._fields))
-            found[place, record["seed"]] = record
-    return found
+            records[place, record["seed"]] = record
+    return records
 
 
 def lines(path: Path) -> list[str]:
@@ -192,8 +192,8 @@ def show(console: Console, records: list[dict[str, Any]]) -> None:
         return plus_minus(scores_of(runs, part, score), 3 if score == "nll" else 1)
 
     def kinetic(runs: list[dict[str, Any]]) -> str:
-        found = [r["kinetic_temperature"] for r in runs]
-        return temperature_name(float(np.mean(found))) if all(found) else ""
+        temperatures = [r["kinetic_temperature"] for r in runs]
+        return temperature_name(float(np.mean(temperatures))) if all(temperatures) else ""
 
     for place, runs in by_place(records).items():
         table.add_row(
@@ -227,9 +227,9 @@ def plot_map(records: list[dict[str, Any]], path: Path) -> None:
             )
             for ax, score in zip(axes[:, column], ("accuracy", "nll"), strict=True):
                 for part, line in (("average", "-"), ("last", ":")):
-                    found = [scores_of(runs, part, score) for _, runs in points]
+                    of_points = [scores_of(runs, part, score) for _, runs in points]
                     means, deviations = np.reshape(
-                        [mean_and_deviation(f) for f in found], (-1, 2)
+                        [mean_and_deviation(f) for f in of_points], (-1, 2)
                     ).T
                     ax.errorbar(
                         [x for x, _ in points], means, np.nan_to_num(deviations), fmt=f"o{line}",
@@ -298,7 +298,7 @@ def main(argv: list[str] | None = None) -> None:
     ]
     number, parts = args.part
     if number > len(runs):
-        raise cli.Refusal(f"--part {number}/{parts}: the map has only {len(runs)} runs")
+        raise cli.UsageError(f"--part {number}/{parts}: the map has only {len(runs)} runs")
     path.touch()
     foreign = [i for i, line in enumerate(lines(path), 1) if line and not parse(line)]
     if foreign:
@@ -321,14 +321,14 @@ def append(path: Path, line: str) -> None:
     """Write a line at the end of a file, after one that was cut off too.
 
     Raises:
-      Refusal: it cannot be written.
+      UsageError: it cannot be written.
     """
     whole = path.read_bytes()[-1:] in (b"", b"\n")
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(("" if whole else "\n") + line + "\n")
     except OSError as error:
-        raise cli.Refusal(f"{path} cannot be written: {error.strerror}") from error
+        raise cli.UsageError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def part(text: str) -> tuple[int, int]:

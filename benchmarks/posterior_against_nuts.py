@@ -130,7 +130,7 @@ def run_diffopt(
         vstep = jax.vmap(step, in_axes=(0, None))
         return jax.lax.scan(vstep, carry, jax.random.split(batch_key, steps))[0][2]
 
-    kept, seconds = timed(run, key)
+    kept, seconds = run_timed(run, key)
     passes = steps * chains * (batch_size / len(problem.y) if batch_size else 1)
     return Sampled(diffopt.draws(kept), seconds, passes)
 
@@ -158,11 +158,11 @@ def run_nuts(problem: Problem, key: jax.Array, *, warmup: int, draws: int = 100)
         return jax.tree.map(lambda p: p[::2], path), total
 
     keys = jax.random.split(key, CHAINS)
-    (samples, gradients), seconds = timed(jax.jit(jax.vmap(chain)), keys)
+    (samples, gradients), seconds = run_timed(jax.jit(jax.vmap(chain)), keys)
     return Sampled(samples, seconds, float(gradients.sum()))
 
 
-def timed(fn: Callable[..., Any], *args: Any) -> tuple[Any, float]:
+def run_timed(fn: Callable[..., Any], *args: Any) -> tuple[Any, float]:
     """The result of the compiled `fn(*args)` and its seconds without compilation."""
     compiled = fn.lower(*args).compile()  # type: ignore[attr-defined]
     clock = time.perf_counter()
@@ -196,13 +196,13 @@ def run_toy(quick: bool) -> dict[str, Any]:
     }  # fmt: skip
     grid = jnp.linspace(-3, 3, 241)
     functions = {
-        name: np.asarray(jax.vmap(partial(network, x=grid[:, None]))(merged(run)))
+        name: np.asarray(jax.vmap(partial(network, x=grid[:, None]))(merge_chains(run)))
         for name, run in runs.items()
     }
     return {"problem": problem, "grid": np.asarray(grid), "functions": functions, "runs": runs}
 
 
-def merged(run: Sampled) -> Any:
+def merge_chains(run: Sampled) -> Any:
     """The samples of all chains along one axis."""
     return jax.tree.map(jnp.concatenate, run.samples)
 
@@ -237,7 +237,7 @@ def run_diabetes(splits: int, quick: bool, console: Console) -> dict[str, dict[s
                     sampled = run_nuts(problem, key, **options)
                 else:
                     sampled = run_diffopt(problem, tx, key, steps=steps, **options)
-            samples = merged(sampled)
+            samples = merge_chains(sampled)
             xs, ys = inputs[test], targets[test]
             likelihood = diffopt.predictive(partial(density, problem), samples, xs, ys)
             mean = diffopt.predictive(network, samples, xs)

@@ -111,15 +111,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=cli.at_least_one, default=7, help="default %(default)s")
     parser.add_argument("--chains", type=cli.at_least_one, nargs="+", default=(1, 64), metavar="N")
     args = parser.parse_args(argv)
-    cli.once("--chains", args.chains)
+    cli.require_unique("--chains", args.chains)
     out = cli.make_folder(args.out)
 
     rows = []
     for num_chains in args.chains:
         ways = programs(num_chains, args.steps)
-        runs = {way: timing.timed(program) for way, program in ways.items()}
-        timing.in_turn(runs, 1)  # compiles
-        times = timing.in_turn(runs, args.rounds)
+        runs = {way: timing.make_run(program) for way, program in ways.items()}
+        timing.time_in_turn(runs, 1)  # compiles
+        times = timing.time_in_turn(runs, args.rounds)
         row = {way: 1e6 * statistics.median(t) / args.steps for way, t in times.items()}
         over = [b / a for a, b in zip(times["sample"], times["sample with progress"], strict=True)]
         rows.append({"chains": num_chains} | row | {"progress": statistics.median(over)})

@@ -92,7 +92,7 @@ def step_size(name: str, problem: Problem, steps: int) -> tuple[float, str]:
     return float("nan"), refusal
 
 
-def ours(
+def diffopt_way(
     name: str, problem: Problem, make: Callable[[Any], Any], estimator: Any = None,
     batch_size: int | None = None,
 ) -> Way:  # fmt: skip
@@ -195,7 +195,7 @@ def ways(problem: Problem, steps: int) -> Iterator[tuple[Way, float, str]]:
     for name, make in SAMPLERS.items():
         sizes[name], refusal = step_size(name, problem, steps)
         tx = partial(_keyed, make, sizes[name], problem.temperature)
-        yield ours(name, problem, tx), sizes[name], refusal
+        yield diffopt_way(name, problem, tx), sizes[name], refusal
     for other in peers().values():
         for name in PEERS:
             yield other(name, problem, sizes[name]), sizes[name], ""
@@ -220,7 +220,11 @@ def ways(problem: Problem, steps: int) -> Iterator[tuple[Way, float, str]]:
         size, refusal = step_size(name, half, steps)
         make = partial(_keyed, SAMPLERS[name], size, problem.temperature)
         for kind, (estimator, batch_size) in estimators.items():
-            yield ours(f"{name}, {kind}", problem, make, estimator, batch_size), size, refusal
+            yield (
+                diffopt_way(f"{name}, {kind}", problem, make, estimator, batch_size),
+                size,
+                refusal,
+            )
 
 
 def _keyed(make: Callable[..., Any], size: float, temperature: float, key: Any) -> Any:
@@ -266,22 +270,22 @@ def curve(problem: Problem, way: Way, gradients: int, chains: int) -> dict[str, 
 
     keys = jax.random.split(jax.random.key(2), chains)
     state, order = jax.vmap(way.init, (0, None))(keys, start), jnp.arange(number)
-    found: dict[str, list[float]] = {"gradients": [], "mean": [], "variance": []}
+    errors: dict[str, list[float]] = {"gradients": [], "mean": [], "variance": []}
     first, reached = 0, 128
     while reached <= gradients:
         last = reached // way.cost
         state, order, *moments = segment(state, order, first, last, problem.data)
         m, s = (np.asarray(a, float) for a in moments)
         if first:
-            found["gradients"].append(reached)
+            errors["gradients"].append(reached)
             if problem.name == "25 Gaussians":
-                found["mean"].append(float(np.abs(m).sum(1).mean() / 2))
+                errors["mean"].append(float(np.abs(m).sum(1).mean() / 2))
             else:
                 rms = lambda error: float(np.sqrt(np.mean(error**2, axis=0)).max())
-                found["mean"].append(rms(m))
-                found["variance"].append(rms(s - m**2 - 1))
+                errors["mean"].append(rms(m))
+                errors["variance"].append(rms(s - m**2 - 1))
         first, reached = last, 2 * reached
-    return found
+    return errors
 
 
 # What a person sees
@@ -370,7 +374,7 @@ def main(argv: list[str] | None = None) -> None:
         help=f"of {', '.join(PROBLEMS)} (default all, with --quick {' and '.join(QUICK)})",
     )  # fmt: skip
     args = parser.parse_args(argv)
-    cli.once("--problems", args.problems)
+    cli.require_unique("--problems", args.problems)
     out = cli.make_folder(args.out)
     gradients, chains, steps = (1024, 4, 400) if args.quick else (32_768, 32, 4000)
 
@@ -383,10 +387,10 @@ def main(argv: list[str] | None = None) -> None:
             for way, size, refusal in ways(problem, steps):
                 status.update(f"{name}: {way.name}")
                 row = {"problem": problem.name, "sampler": way.name, "step_size": size}
-                found: dict[str, list[float]] = {"gradients": [], "mean": [], "variance": []}
+                errors: dict[str, list[float]] = {"gradients": [], "mean": [], "variance": []}
                 if size > 0:
-                    found = curve(problem, way, gradients, chains)
-                rows.append(row | {"refusal": refusal} | found)
+                    errors = curve(problem, way, gradients, chains)
+                rows.append(row | {"refusal": refusal} | errors)
 
     head, body = table(rows)
     shown = Table(*head, title=f"errors at {gradients:,} gradients: mean, variance (step size)")

@@ -20,7 +20,7 @@ from ..trial.protocol import panel
 from ..trial.protocol.verdicts import Summary, summarize
 from ..trial.run import CONTROLS
 from . import plots
-from .metrics import accuracies, averaged_epochs, finished, good_accuracy, runs_of, save
+from .metrics import accuracies, averaged_epochs, finished_optimizers, good_accuracy, runs_of, save
 from .run import Predictions
 
 FIGURES = ("curves", "calibration", "certainty")
@@ -74,7 +74,7 @@ class Cell(NamedTuple):
 
 def rows(metrics: dict[str, Any], columns: tuple[Column, ...]) -> dict[str, list[Cell]]:
     """The cells of each optimizer; the best of a column is one of those that learned."""
-    table: dict[str, list[Cell]] = {name: [] for name in finished(metrics)}
+    table: dict[str, list[Cell]] = {name: [] for name in finished_optimizers(metrics)}
     goal = good_accuracy(metrics)
     learned = [name for name, accuracy in accuracies(metrics).items() if accuracy >= goal]
     for column in columns:
@@ -149,7 +149,7 @@ def page(metrics: dict[str, Any], figures: dict[str, str], shown: str) -> str:
         average=(AVERAGE_COLUMNS, rows(metrics, AVERAGE_COLUMNS)),
         averaged_epochs=averaged_epochs(metrics),
         shown=shown,
-        names=finished(metrics),
+        names=finished_optimizers(metrics),
         verdicts=verdicts(metrics),
         titles=panel.TITLES,
         effect=panel.effect,

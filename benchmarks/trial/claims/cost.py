@@ -145,10 +145,12 @@ def measure(name: str, size: Size) -> Result:
     """
     work = WORKS[name]()
     programs = {name: program(work, tx) for name, tx in optimizers(size.noises).items()}
-    runs = {name: timing.timed(partial(steps, *args)) for name, (steps, args) in programs.items()}
+    runs = {
+        name: timing.make_run(partial(steps, *args)) for name, (steps, args) in programs.items()
+    }
     for run in runs.values():
         run()
-    seconds = timing.in_turn(runs, size.pairs, untimed=True, repeats=size.repeats)
+    seconds = timing.time_in_turn(runs, size.pairs, untimed=True, repeats=size.repeats)
     return {
         "values": {name: [each / work.steps for each in times] for name, times in seconds.items()},
         "seconds": sum(map(sum, seconds.values())),

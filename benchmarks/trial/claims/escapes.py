@@ -156,7 +156,7 @@ def run(size: str, keep: Keep) -> list[Entry]:
     chosen = SIZES[size]
     entries = []
     for place in chosen.places:
-        found = {}
+        results = {}
         settings = frozen_settings.load("escapes")[place.tuned_as]
         for method in (place.diffusion, *RIVALS):
             hp = settings[method]
@@ -167,11 +167,11 @@ def run(size: str, keep: Keep) -> list[Entry]:
                 [hp, amount],
                 partial(find_least, place, method, hp, **amount),
             )
-            found[method] = (method, result["values"]["energy"], result["seconds"])
+            results[method] = (method, result["values"]["energy"], result["seconds"])
         metric = place.landscape.metric
         entries += [
             entry(
-                "escapes", place.setting, metric, found[place.diffusion], found[rival],
+                "escapes", place.setting, metric, results[place.diffusion], results[rival],
                 lower_is_better=True,
             )
             for rival in RIVALS
@@ -192,21 +192,21 @@ def gaps(entries: Sequence[Entry]) -> dict[str, dict[int, list[Entry]]]:
 
     At the same number of gradients in all of them.
     """
-    found: dict[str, dict[int, list[Entry]]] = {}
+    by_size: dict[str, dict[int, list[Entry]]] = {}
     for place in SIZES["full"].places:
         mine = [each for each in entries if each["setting"] == place.setting]
         if mine and place.saving == 1 and place.diffusion == DIFFUSION:
             title = f"{place.landscape.name.capitalize()}, {place.gradients:,} gradients"
-            found.setdefault(title, {})[place.dimensions] = mine
-    return {title: dict(sorted(of.items())) for title, of in found.items() if len(of) > 1}
+            by_size.setdefault(title, {})[place.dimensions] = mine
+    return {title: dict(sorted(of.items())) for title, of in by_size.items() if len(of) > 1}
 
 
-def plot_gaps(found: dict[str, dict[int, list[Entry]]], path: Path) -> None:
+def plot_gaps(by_size: dict[str, dict[int, list[Entry]]], path: Path) -> None:
     """How far each rival ends above the diffusion, against the dimension, with its interval."""
-    size = (5.2 * len(found) + 2.5, 3.9)
-    fig, axes = plt.subplots(1, len(found), figsize=size, layout="constrained", squeeze=False)
+    size = (5.2 * len(by_size) + 2.5, 3.9)
+    fig, axes = plt.subplots(1, len(by_size), figsize=size, layout="constrained", squeeze=False)
     colors = (plots.BLUE, plots.GREEN, plots.ORANGE, plots.VIOLET)
-    for ax, (title, of) in zip(axes.flat, found.items(), strict=True):
+    for ax, (title, of) in zip(axes.flat, by_size.items(), strict=True):
         for rival, color in zip(RIVALS, colors, strict=True):
             mine = [each for entries in of.values() for each in entries if each["rival"] == rival]
             above = [-each["difference"] for each in mine]
@@ -268,6 +268,8 @@ def tune(record: Record) -> None:
     ):
         for method, points in grids.items():
             amount = {"gradients": place.gradients, "instances": 8, "seed": 1000}
-            found = [find_least(place, method, hp, **amount)["values"]["energy"] for hp in points]
-            scores = [float(np.mean(energies)) for energies in found]
+            energies = [
+                find_least(place, method, hp, **amount)["values"]["energy"] for hp in points
+            ]
+            scores = [float(np.mean(each)) for each in energies]
             record(place.tuned_as, method, list(zip(points, scores, strict=True)))
