@@ -66,7 +66,7 @@ def test_what_was_finished_is_kept_at_an_interrupt(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(bfloat16, "laws", lambda *_: [])
     monkeypatch.setattr(bfloat16, "cost", interrupted)
     assert helpers.status(bfloat16.main, "laws", "cost", "--out", tmp_path) == 130
-    assert capsys.readouterr().err.endswith("low_precision: interrupted\n")
+    assert capsys.readouterr().err.endswith("bfloat16: interrupted\n")
     found = json.loads((tmp_path / "bfloat16.json").read_text())
     assert "laws" in found and "cost" not in found
 
