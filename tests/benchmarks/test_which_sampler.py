@@ -100,7 +100,7 @@ def test_a_refused_step_size_and_a_diverged_chain_are_told():
     [
         (["--problems", "none"], "invalid choice: 'none'"),
         (["--problems", "mixture", "mixture"], "--problems: mixture is there twice"),
-        (["--out", "/proc/x"], "samplers: --out /proc/x cannot be written"),
+        (["--out", "/proc/x"], "which_sampler: --out /proc/x cannot be written"),
     ],
 )
 def test_bad_arguments_give_one_sentence_and_status_2(arguments, sentence, capsys):
