@@ -37,11 +37,11 @@ def run(name: str, arguments: list[str], file: Path) -> dict[str, Any]:
     """What one program has measured; where it has failed, its status and what it said."""
     command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
-    found = json.loads(file.read_text("utf-8")) if file.exists() and file.stat().st_size else {}
+    result = json.loads(file.read_text("utf-8")) if file.exists() and file.stat().st_size else {}
     if done.returncode:
         print(f"{name} has failed: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
-        found |= {"status": done.returncode, "stderr": done.stderr[-2000:]}
-    return found
+        result |= {"status": done.returncode, "stderr": done.stderr[-2000:]}
+    return result
 
 
 @cli.program("gpu")
@@ -54,13 +54,13 @@ def main(argv: list[str] | None = None) -> int:
     # JAX would take most of the memory, here and in the programs, where PyTorch needs some too
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if jax.default_backend() != "gpu":
-        raise cli.Refusal(f"JAX has no GPU here, only {machine.device()}")
+        raise cli.UsageError(f"JAX has no GPU here, only {machine.device()}")
     result: dict[str, Any] = {"machine": machine.describe()}
     with tempfile.TemporaryDirectory() as folder:
         for name, (arguments, file) in programs(Path(folder), args.data_dir).items():
             result[name] = run(name, arguments, file)
             files.write_json(args.json, result)  # whatever comes after
-    return int(any("status" in found for found in result.values()))
+    return int(any("status" in each for each in result.values()))
 
 
 if __name__ == "__main__":

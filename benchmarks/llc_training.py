@@ -25,6 +25,7 @@ import diffopt
 
 from .lib import cli, data, files, machine, models, plots, training
 from .lib.plots import plt
+from .lib.tables import Tables, load, markdown, origin
 
 MODULUS, WIDTH, HEADS, SHARE = 31, 32, 4, 0.6
 STEPS = (50, 100, 150, 200, 300, 500, 800, 1200, 1600, 1800, 2000, 2200, 2400, 2600, 3000)
@@ -186,6 +187,32 @@ def plot(rows: list[dict[str, float]], title: str, xlabel: str, path: Path) -> N
     for ax in (above, below):
         ax.grid(**plots.GRID)
     plots.save(figure, path)
+
+
+def tables() -> Tables:
+    """λ̂ of the transformer along training."""
+    return {
+        "llc_training": addition_table,
+    }
+
+
+def addition_table() -> str:
+    """λ̂ of a transformer that learns to add, along training."""
+    result = load("llc_training.json")
+    rows = (
+        [
+            f"{row['at']:,}", f"{row['llc']:.1f} ± {row['standard_error']:.1f}",
+            f"{row['train_loss']:.1e}", f"{100 * row['test_error']:.1f}",
+        ]
+        for row in result["addition"]
+    )  # fmt: skip
+    head = ["steps", "λ̂", "training loss", "test error, %"]
+    config = result["config"]
+    command = f"--chains {config['chains']} --steps {config['steps']}"
+    below = origin(
+        "llc_training.json", result["machine"], f"python -m benchmarks.llc_training {command}"
+    )
+    return markdown(head, rows) + below
 
 
 @cli.program("llc_training")

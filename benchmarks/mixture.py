@@ -30,6 +30,7 @@ import diffopt
 from .lib import cli, files, machine, plots
 from .lib.plots import plt
 from .lib.problems import CENTRES, VARIANCE, mixture_energy
+from .lib.tables import Tables, load, markdown, origin
 
 LADDER = (1.0, 2.0, 4.0, 8.0, 16.0)  # of temperatures
 RADIUS, ENOUGH = 0.25, 100  # a mode is found when so many samples are so near
@@ -133,6 +134,29 @@ def plot_chains(samples: dict[str, np.ndarray], path: Path) -> None:
     plots.save(fig, path)
 
 
+def tables() -> Tables:
+    """The modes that chains find."""
+    return {
+        "mixture": modes_table,
+    }
+
+
+def modes_table() -> str:
+    """Modes of 25 Gaussians that chains find, and how evenly they weigh them."""
+    result = load("mixture.json")
+    rows = (
+        [
+            name, f"{min(modes)} to {max(modes)}" if min(modes) < max(modes) else f"{modes[0]}",
+            f"{result['distances'][name]:.3f}",
+        ]
+        for name, modes in result["modes"].items()
+    )  # fmt: skip
+    head = ["", "modes found by a chain, of 25", "distance of the weights from even ones"]
+    return markdown(head, rows) + origin(
+        "mixture.json", result["machine"], "python -m benchmarks.mixture"
+    )
+
+
 @cli.program("mixture")
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, run the chains, report."""
@@ -144,9 +168,9 @@ def main(argv: list[str] | None = None) -> None:
         samples["replica exchange"] = replicas(args.steps, args.seeds)
     modes = {name: [modes_found(chain) for chain in runs] for name, runs in samples.items()}
     distances = {name: distance(runs) for name, runs in samples.items()}
-    for name, found in modes.items():
+    for name, numbers in modes.items():
         print(
-            f"{name:16} modes found by each chain: {' '.join(map(str, found))};"
+            f"{name:16} modes found by each chain: {' '.join(map(str, numbers))};"
             f" distance of the weights {distances[name]:.3f}"
         )
     config = {name: value for name, value in vars(args).items() if name != "out"}

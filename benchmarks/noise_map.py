@@ -33,6 +33,7 @@ import diffopt
 from .lib import cli, data, machine, models, plots, training
 from .lib.plots import plt
 from .lib.scores import evaluate, mean_and_deviation, plus_minus
+from .lib.tables import Tables, load, markdown
 
 WEIGHT_DECAY, CYCLES, EXPLORE = 5e-4, 4, 0.8
 MICROBATCH = 100  # gradients of a larger batch are accumulated, so that each part stays in cache
@@ -80,7 +81,7 @@ def transformation(place: Place, seed: int, epoch_steps: int) -> optax.GradientT
     return optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), tx)
 
 
-def sampled(place: Place, epoch: int) -> bool:
+def is_averaged(place: Place, epoch: int) -> bool:
     """Whether the average takes the prediction made after `epoch`, counted from 1."""
     if place.sampler != "cyclical sghmc":
         return epoch in training.second_half(place.epochs)
@@ -109,7 +110,7 @@ def train(place: Place, seed: int, dataset: data.Data, numbers: Iterable[int]) -
     )
     for epoch in epochs:
         params = epoch.params
-        if sampled(place, epoch.number):
+        if is_averaged(place, epoch.number):
             kept.append(np.asarray(training.predict(graphdef, params, dataset.test_images)))
             if place.sampler == "sghmc":  # in a cycle the velocity lags behind the step size
                 kinetic.append(float(diffopt.kinetic_temperature(epoch.opt_state).overall))
@@ -135,12 +136,12 @@ def train(place: Place, seed: int, dataset: data.Data, numbers: Iterable[int]) -
 
 def read(path: Path) -> dict[tuple[Place, int], dict[str, Any]]:
     """The finished runs, by place and seed; a line that is no record counts as none."""
-    found = {}
+    records = {}
     for line in lines(path):
         if record := parse(line):
             place = Place(*(record[field] for field in Place._fields))
-            found[place, record["seed"]] = record
-    return found
+            records[place, record["seed"]] = record
+    return records
 
 
 def lines(path: Path) -> list[str]:
@@ -191,8 +192,8 @@ def show(console: Console, records: list[dict[str, Any]]) -> None:
         return plus_minus(scores_of(runs, part, score), 3 if score == "nll" else 1)
 
     def kinetic(runs: list[dict[str, Any]]) -> str:
-        found = [r["kinetic_temperature"] for r in runs]
-        return temperature_name(float(np.mean(found))) if all(found) else ""
+        temperatures = [r["kinetic_temperature"] for r in runs]
+        return temperature_name(float(np.mean(temperatures))) if all(temperatures) else ""
 
     for place, runs in by_place(records).items():
         table.add_row(
@@ -226,9 +227,9 @@ def plot_map(records: list[dict[str, Any]], path: Path) -> None:
             )
             for ax, score in zip(axes[:, column], ("accuracy", "nll"), strict=True):
                 for part, line in (("average", "-"), ("last", ":")):
-                    found = [scores_of(runs, part, score) for _, runs in points]
+                    of_points = [scores_of(runs, part, score) for _, runs in points]
                     means, deviations = np.reshape(
-                        [mean_and_deviation(f) for f in found], (-1, 2)
+                        [mean_and_deviation(f) for f in of_points], (-1, 2)
                     ).T
                     ax.errorbar(
                         [x for x, _ in points], means, np.nan_to_num(deviations), fmt=f"o{line}",
@@ -245,6 +246,33 @@ def plot_map(records: list[dict[str, Any]], path: Path) -> None:
     for ax in axes.flat:
         ax.grid(axis="y", **plots.GRID)
     plots.save(fig, path)
+
+
+def tables() -> Tables:
+    """The map of temperatures, batches and steps."""
+    return {
+        "noise_map": map_table,
+    }
+
+
+def map_table() -> str:
+    """The map of temperatures, batches and steps."""
+
+    def cell(runs: list[dict[str, Any]], part: str, score: str) -> str:
+        return plus_minus(scores_of(runs, part, score), 3 if score == "nll" else 1)
+
+    rows = []
+    for place, runs in by_place(load("noise_map.jsonl")).items():
+        kinetic = [run["kinetic_temperature"] for run in runs]
+        rows.append([
+            place.sampler, f"{place.batch_size:,}", f"{place.step_size:g}",
+            temperature_name(place.temperature),
+            temperature_name(float(np.mean(kinetic))) if all(kinetic) else "",
+            cell(runs, "train", "accuracy"),
+            *(cell(runs, p, s) for p in ("last", "average") for s in ("accuracy", "nll", "ece")),
+        ])  # fmt: skip
+    head = ["sampler", "batch", "step", "T", "kinetic T", "train, %"]
+    return markdown([*head, *("last, %", "NLL", "ECE, %"), *("average, %", "NLL", "ECE, %")], rows)
 
 
 @cli.program("noise_map")
@@ -270,7 +298,7 @@ def main(argv: list[str] | None = None) -> None:
     ]
     number, parts = args.part
     if number > len(runs):
-        raise cli.Refusal(f"--part {number}/{parts}: the map has only {len(runs)} runs")
+        raise cli.UsageError(f"--part {number}/{parts}: the map has only {len(runs)} runs")
     path.touch()
     foreign = [i for i, line in enumerate(lines(path), 1) if line and not parse(line)]
     if foreign:
@@ -293,14 +321,14 @@ def append(path: Path, line: str) -> None:
     """Write a line at the end of a file, after one that was cut off too.
 
     Raises:
-      Refusal: it cannot be written.
+      UsageError: it cannot be written.
     """
     whole = path.read_bytes()[-1:] in (b"", b"\n")
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(("" if whole else "\n") + line + "\n")
     except OSError as error:
-        raise cli.Refusal(f"{path} cannot be written: {error.strerror}") from error
+        raise cli.UsageError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def part(text: str) -> tuple[int, int]:

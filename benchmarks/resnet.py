@@ -140,12 +140,12 @@ def main(argv: list[str] | None = None) -> None:
         result = {"config": config, "machine": machine.describe(), "rows": rows}
         files.write_json(out / "resnet.json", result)  # whatever comes after
         for which in ("last", "average"):
-            found = scores.Scores(**rows[-1][which])
+            score = scores.Scores(**rows[-1][which])
             table.add_row(
                 f"{name}, {which}",
-                f"{100 * found.accuracy:.1f} %",
-                f"{found.nll:.3f}",
-                f"{100 * found.ece:.1f} %",
+                f"{100 * score.accuracy:.1f} %",
+                f"{score.nll:.3f}",
+                f"{100 * score.ece:.1f} %",
                 f"{rows[-1]['epoch_s']:.1f}",
             )
     console = Console()

@@ -31,6 +31,7 @@ import diffopt
 
 from .lib import cli, files, machine, plots, timing
 from .lib.plots import plt
+from .lib.tables import Tables, load, markdown, origin
 from .lib.training import data_parallel, make_mesh
 
 LAYERS, BATCH_SIZE = 4, 64  # examples on each device
@@ -131,22 +132,22 @@ def compile_step(
 
 def collectives(hlo: str, devices: int) -> dict[str, dict[str, int]]:
     """How many collectives of each kind a program has, and the bytes of their whole arrays."""
-    found: dict[str, dict[str, int]] = {}
+    traffic: dict[str, dict[str, int]] = {}
     for shapes, kind in COLLECTIVE.findall(hlo):
         size = sum(
             int(bits) // 8 * math.prod(int(n) for n in dims.split(",") if n)
             for bits, dims in ARRAY.findall(shapes)
         )
-        entry = found.setdefault(kind, {"count": 0, "bytes": 0})
+        entry = traffic.setdefault(kind, {"count": 0, "bytes": 0})
         entry["count"] += 1
         entry["bytes"] += size * devices if kind == "reduce-scatter" else size
-    return found
+    return traffic
 
 
-def sent(found: dict[str, dict[str, int]], devices: int) -> float:
+def bytes_sent(traffic: dict[str, dict[str, int]], devices: int) -> float:
     """Bytes that each device of a ring sends: an all-reduce scatters the sums and gathers them."""
-    passes = {kind: 2 if kind == "all-reduce" else 1 for kind in found}
-    return sum(passes[kind] * e["bytes"] * (devices - 1) / devices for kind, e in found.items())
+    passes = {kind: 2 if kind == "all-reduce" else 1 for kind in traffic}
+    return sum(passes[kind] * e["bytes"] * (devices - 1) / devices for kind, e in traffic.items())
 
 
 def measure(counts: list[int], width: int, repeats: int, progress: Progress) -> list[dict]:
@@ -160,18 +161,22 @@ def measure(counts: list[int], width: int, repeats: int, progress: Progress) -> 
             program, run = compile_step(row["way"], tx, width, n)
             run()
             runs[i, noise] = run
-            found = collectives(program.as_text(), n)
+            traffic = collectives(program.as_text(), n)
             operations = program.cost_analysis()["flops"]
-            row[noise] = {"collectives": found, "sent": sent(found, n), "operations": operations}
+            row[noise] = {
+                "collectives": traffic,
+                "sent": bytes_sent(traffic, n),
+                "operations": operations,
+            }
             progress.advance(bar)
     progress.update(bar, description="time")
-    times = timing.in_turn(runs, repeats, done=lambda: progress.advance(bar))
+    times = timing.time_in_turn(runs, repeats, done=lambda: progress.advance(bar))
     for (i, noise), seconds in times.items():
         rows[i][noise]["cpu_seconds"] = statistics.median(seconds) / rows[i]["devices"]
     return rows
 
 
-def added(row: dict[str, Any], noise: str, field: str) -> float:
+def increase(row: dict[str, Any], noise: str, field: str) -> float:
     """What `noise` adds to a figure of a step."""
     return row[noise][field] - row["none"][field]
 
@@ -226,7 +231,9 @@ def plot_costs(rows: list[dict], parameters: int, operations: float, path: Path)
     plots.save(figure, path)
 
 
-def show(console: Console, rows: list[dict], parameters: int, found: dict[str, float]) -> None:
+def show(
+    console: Console, rows: list[dict], parameters: int, examples_at_limit: dict[str, float]
+) -> None:
     """The results as tables."""
     noises = [noise for noise in NOISES if noise != "none"]
     traffic = Table("n", "way", "collectives", "bytes", title="sent by each, per parameter")
@@ -240,19 +247,50 @@ def show(console: Console, rows: list[dict], parameters: int, found: dict[str, f
         kinds = [f"{e['count']} {kind}" for kind, e in row["none"]["collectives"].items()]
         head = str(row["devices"]), row["way"]
         bytes_, operations = (
-            [f"{added(row, noise, field) / parameters:.3g}" for noise in noises]
+            [f"{increase(row, noise, field) / parameters:.3g}" for noise in noises]
             for field in ("sent", "operations")
         )
-        once = f"{row['none']['sent'] / parameters:.3f}"
+        plain = f"{row['none']['sent'] / parameters:.3f}"
         times = [f"{1e9 * row[noise]['cpu_seconds'] / parameters:.2f}" for noise in NOISES]
-        traffic.add_row(*head, "\n".join(kinds) or "none", once, *bytes_)
+        traffic.add_row(*head, "\n".join(kinds) or "none", plain, *bytes_)
         work.add_row(*head, *operations, *times)
     console.print(traffic)
     console.print(work)
     table = Table("with", "examples", title="a model: examples on each device for half the speed")
-    for name, examples in found.items():
+    for name, examples in examples_at_limit.items():
         table.add_row(name, f"{examples:,.0f}")
     console.print(table)
+
+
+def tables() -> Tables:
+    """What devices send and do."""
+    return {
+        "scaling": device_table,
+    }
+
+
+def device_table() -> str:
+    """What devices send and do, in each way of sharing the work."""
+    result = load("scaling.json")
+    per = result["parameters"]
+
+    def row(row: dict[str, Any]) -> list[str]:
+        none, gaussian = row["none"], row["gaussian"]
+        kinds = (f"{each['count']} {kind}" for kind, each in none["collectives"].items())
+        more = (gaussian["operations"] - none["operations"]) / per
+        times = (f"{1e9 * row[noise]['cpu_seconds'] / per:.1f}" for noise in noises)
+        return [
+            str(row["devices"]), row["way"], ", ".join(kinds) or "none",
+            f"{none['sent'] / per:.3g}",
+            f"{(gaussian['sent'] - none['sent']) / per:+.3g}", f"{more:.0f}", *times,
+        ]  # fmt: skip
+
+    noises = ("none", "gaussian", "rademacher")
+    head = ["devices", "way", "collectives", "bytes sent, per parameter", "by the noise",
+            "Gaussian noise, operations per parameter",
+            "CPU ns per parameter, no noise", "Gaussian", "±1"]  # fmt: skip
+    body = markdown(head, map(row, result["rows"]))
+    return body + origin("scaling.json", result["machine"], "python -m benchmarks.scaling")
 
 
 @cli.program("scaling")
@@ -265,16 +303,16 @@ def main(argv: list[str] | None = None) -> None:
     parameters = LAYERS * args.width * (args.width + 1)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         rows = measure(args.devices, args.width, args.repeats, progress)
-    operations = added(rows[0], "gaussian", "operations") / parameters
-    found = limits(operations)
-    show(Console(), rows, parameters, found)
+    operations = increase(rows[0], "gaussian", "operations") / parameters
+    examples_at_limit = limits(operations)
+    show(Console(), rows, parameters, examples_at_limit)
     config = {"devices": args.devices, "width": args.width, "repeats": args.repeats}
     result = {
         "config": config | {"layers": LAYERS, "batch_size": BATCH_SIZE},
         "machine": machine.describe(),
         "parameters": parameters,
         "rows": rows,
-        "model": {"matrix": MATRIX, "vector": VECTOR, "links": LINKS, "limits": found},
+        "model": {"matrix": MATRIX, "vector": VECTOR, "links": LINKS, "limits": examples_at_limit},
     }
     files.write_json(out / "scaling.json", result)
     plot_costs(rows, parameters, operations, out / "scaling.png")
@@ -293,7 +331,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--repeats", type=cli.at_least_one, default=20, help="timed steps (default %(default)s)"
     )
     args = parser.parse_args(argv)
-    cli.once("--devices", args.devices)
+    cli.require_unique("--devices", args.devices)
     if min(args.devices) != 1:
         parser.error("--devices: the least must be 1, to which the others are compared")
     if args.width < 256 or any(args.width % n for n in args.devices):

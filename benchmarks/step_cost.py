@@ -12,6 +12,7 @@ import statistics
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,7 +25,8 @@ from rich.table import Table
 import diffopt
 
 from .lib import cli, files, machine, models, timing
-from .lib.models import filled
+from .lib.models import fill_tree
+from .lib.tables import Tables, load, markdown, origin
 
 LEARNING_RATE, TEMPERATURE = 1e-3, 1e-5
 WIDE = {"xla_cpu_prefer_vector_width": 512}
@@ -36,12 +38,12 @@ Start = Callable[[], timing.Run]
 def contestants(shapes: Any) -> dict[str, Start]:
     """What is measured: a name, and a function that allocates it and returns its run."""
     lr, T = LEARNING_RATE, TEMPERATURE
-    grads = filled(shapes, 1e-2)
+    grads = fill_tree(shapes, 1e-2)
 
     def optax_row(
         make: Callable[[], optax.GradientTransformation], options: dict[str, Any] | None = None
     ) -> Start:
-        return lambda: timing.optax_run(make(), filled(shapes, 0.0), grads, options)
+        return lambda: timing.optax_run(make(), fill_tree(shapes, 0.0), grads, options)
 
     chain = lambda: optax.chain(diffopt.langevin(T, learning_rate=lr), optax.sgd(lr))
     wide = {
@@ -55,7 +57,7 @@ def contestants(shapes: Any) -> dict[str, Start]:
         "optax.sgd": optax_row(lambda: optax.sgd(lr)),
         "optax.adam": optax_row(lambda: optax.adam(lr)),
         "optax.noisy_sgd": optax_row(lambda: optax.noisy_sgd(lr, key=0)),
-        "blackjax.sgld": lambda: blackjax_run(filled(shapes, 0.0), grads),
+        "blackjax.sgld": lambda: blackjax_run(fill_tree(shapes, 0.0), grads),
         "posteriors.sgld": lambda: posteriors_run(shapes),
         "diffopt.sgld gaussian": optax_row(lambda: diffopt.sgld(lr, T)),
         "diffopt.sgld gaussian16": optax_row(lambda: diffopt.sgld(lr, T, noise="gaussian16")),
@@ -116,7 +118,7 @@ def posteriors_run(shapes: Any) -> timing.Run:
         if device == "cuda":
             torch.cuda.synchronize()
 
-    return timing.timed(step)
+    return timing.make_run(step)
 
 
 def copy_run(size: int) -> timing.Run:
@@ -128,7 +130,7 @@ def copy_run(size: int) -> timing.Run:
     def add(x: jax.Array, state: Any, grads: Any) -> tuple[jax.Array, Any]:
         return x + 1, state
 
-    return timing.update_run(add, lambda x: (), filled((3 * size // 2,), 0.0), ())
+    return timing.update_run(add, lambda x: (), fill_tree((3 * size // 2,), 0.0), ())
 
 
 def measure(name: str, repeats: int, progress: Progress) -> tuple[list[dict], list[str]]:
@@ -148,7 +150,7 @@ def measure(name: str, repeats: int, progress: Progress) -> tuple[list[dict], li
             missing.append(f"{row} is not measured: {error}")
         progress.advance(task)
     progress.update(task, description=f"{name}: steps")
-    times = timing.in_turn(
+    times = timing.time_in_turn(
         turns,
         repeats,
         untimed=True,
@@ -202,6 +204,42 @@ def render(rows: list[dict]) -> Table:
     return table
 
 
+def tables() -> Tables:
+    """One update of a tree of parameters, on each machine."""
+    return {
+        "step_cost": partial(tree_table, "step_cost.json", "resnet18"),
+        "step_cost_py313": partial(tree_table, "step_cost_py313.json", "resnet18"),
+        "step_cost_intel": partial(tree_table, "step_cost_intel.json", "resnet18"),
+        "step_cost_lenet": partial(tree_table, "step_cost.json", "lenet"),
+        "step_cost_matrices": partial(tree_table, "step_cost.json", "matrices"),
+        "step_cost_matrices_py313": partial(tree_table, "step_cost_py313.json", "matrices"),
+        "step_cost_transformer": partial(tree_table, "step_cost.json", "transformer"),
+        "step_cost_transformer_py313": partial(tree_table, "step_cost_py313.json", "transformer"),
+    }
+
+
+def tree_table(file: str, tree: str) -> str:
+    """One update of a tree of parameters."""
+    result = load(file)
+    rows = [row for row in result["rows"] if row["tree"] == tree]
+    peer = rows[0]["fastest_peer"]
+    head = ["update", "ns per parameter", "× `optax.sgd`", f"× `{peer}`",
+            "fraction of copy bandwidth", "first call, s"]  # fmt: skip
+    body = markdown(head, (
+        [
+            f"`{row['optimizer']}`", f"{row['ns_per_parameter']:.2f}",
+            f"{row['ratio_to_sgd']:.1f}", f"{row['ratio_to_fastest_peer']:.3f}",
+            f"{row['fraction_of_copy_bandwidth']:.2f}", f"{row['first_call_ms'] / 1000:.1f}",
+        ]
+        for row in rows
+    ))  # fmt: skip
+    config = result["config"]
+    trees = " ".join(config["trees"])
+    command = f"python -m benchmarks.step_cost --trees {trees} --repeats {config['repeats']}"
+    size = f"{rows[0]['parameters']:,} parameters in {rows[0]['leaves']} leaves"
+    return body + origin(file, result["machine"], command) + f" {tree}: {size}."
+
+
 @cli.program("step_cost")
 def main(argv: list[str] | None = None) -> None:
     """Run the benchmark."""
@@ -213,7 +251,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--json", type=cli.writable, help="write the figures to this file")
     args = parser.parse_args(argv)
-    cli.once("--trees", args.trees)
+    cli.require_unique("--trees", args.trees)
 
     console = Console()
     about, missing = machine.describe(), list[str]()
@@ -226,8 +264,8 @@ def main(argv: list[str] | None = None) -> None:
             rows.append(table)
             missing += [line for line in missed if line not in missing]
             if args.json:  # whatever comes after
-                found = [row for table in rows for row in table]
-                result = {"config": config, "machine": about, "missing": missing, "rows": found}
+                every_row = [row for table in rows for row in table]
+                result = {"config": config, "machine": about, "missing": missing, "rows": every_row}
                 files.write_json(args.json, result)
     for table in rows:
         console.print(render(table))

@@ -24,6 +24,7 @@ from rich.progress import Progress
 import diffopt
 
 from .lib import cli, files, machine, models, timing, training
+from .lib.tables import Tables, load, markdown, origin
 
 BATCH, LEARNING_RATE, DIFFUSION, WORKERS = 100, 0.01, 1 / 50_000, 2
 PAIRED_STEPS = 10
@@ -46,7 +47,9 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
     }
 
 
-def ours(tx: optax.GradientTransformation, images: np.ndarray, labels: np.ndarray) -> timing.Run:
+def diffopt_run(
+    tx: optax.GradientTransformation, images: np.ndarray, labels: np.ndarray
+) -> timing.Run:
     """A run of one epoch of training; the first one compiles."""
     graphdef, params = models.init_cnn(images.shape[-1], 0)
     train_set = jax.device_put((images.astype(np.float32) / 127.5 - 1, labels))
@@ -125,8 +128,8 @@ def torch_runs(images: np.ndarray, labels: np.ndarray, device: str) -> dict[str,
             from_loader(batch.to(device), target.to(device))
 
     return {
-        "torch, in memory": timing.timed(memory_epoch),
-        "torch, DataLoader": timing.timed(loader_epoch),
+        "torch, in memory": timing.make_run(memory_epoch),
+        "torch, DataLoader": timing.make_run(loader_epoch),
     }
 
 
@@ -175,6 +178,29 @@ def report(
     }
 
 
+def tables() -> Tables:
+    """A training step, by program."""
+    return {
+        "train_cost": step_table,
+    }
+
+
+def step_table() -> str:
+    """One training step of the article's network, by program."""
+    result = load("train_cost.json")
+    quartiles = lambda step: "-".join(f"{end:.1f}" for end in step["quartiles_ms"])
+    rows = (
+        [name, f"{step['median_ms']:.1f}", quartiles(step)] for name, step in result["step"].items()
+    )
+    shares = "; ".join(
+        f"{name.split(', ')[1]} noise {share['median']:.3f} ± {share['standard_error']:.3f}"
+        for name, share in result["overhead"].items()
+    )
+    body = markdown(["program", "ms per step, median", "quartiles"], rows)
+    below = origin("train_cost.json", result["machine"], "python -m benchmarks.train_cost")
+    return f"{body}{below} A step with noise over one without, in paired epochs: {shares}."
+
+
 @cli.program("train_cost")
 def main(argv: list[str] | None = None) -> None:
     """Measure, print the table, write the JSON file."""
@@ -193,12 +219,12 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     if importlib.util.find_spec("torch") is None:
-        raise cli.Refusal("the comparison is with PyTorch: pip install torch==2.13.0")
+        raise cli.UsageError("the comparison is with PyTorch: pip install torch==2.13.0")
     import torch
 
     on_gpu = jax.default_backend() == "gpu"
     if on_gpu and not torch.cuda.is_available():
-        raise cli.Refusal("JAX has a GPU and this PyTorch has none: set JAX_PLATFORMS=cpu")
+        raise cli.UsageError("JAX has a GPU and this PyTorch has none: set JAX_PLATFORMS=cpu")
     torch.set_num_threads(machine.cores())
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (args.steps * BATCH, 32, 32, 3), np.uint8)
@@ -207,21 +233,21 @@ def main(argv: list[str] | None = None) -> None:
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("first calls", total=args.rounds + 2 * args.pairs)
         advance = lambda: progress.advance(task)
-        runs = {name: ours(tx, images, labels) for name, tx in optimizers().items()}
+        runs = {name: diffopt_run(tx, images, labels) for name, tx in optimizers().items()}
         first_call = {name: run() for name, run in runs.items()}
         runs |= torch_runs(images, labels, "cuda" if on_gpu else "cpu")
         for run in runs.values():  # worker processes start here
             run()
         progress.update(task, description="epochs in turn")
-        times = timing.in_turn(runs, args.rounds, done=advance)
+        times = timing.time_in_turn(runs, args.rounds, done=advance)
         progress.update(task, description="pairs")
         few = images[: PAIRED_STEPS * BATCH], labels[: PAIRED_STEPS * BATCH]
-        paired = {name: ours(tx, *few) for name, tx in optimizers().items()}
+        paired = {name: diffopt_run(tx, *few) for name, tx in optimizers().items()}
         for run in paired.values():
             run()
         without, *withs = paired
         overhead = {
-            name: timing.compare(paired[without], paired[name], args.pairs, advance)
+            name: timing.compare_times(paired[without], paired[name], args.pairs, advance)
             for name in withs
         }
 

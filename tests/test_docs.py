@@ -173,7 +173,7 @@ CHECKS = {
 def test_the_tables_are_those_of_the_results(page):
     """Where this fails: python -m benchmarks.tables."""
     text = page.read_text("utf-8")
-    assert tables.filled(text) == text
+    assert tables.fill(text) == text
 
 
 def test_a_table_is_printed(capsys):

@@ -9,7 +9,7 @@
 
 The network is the article's CNN, in Flax NNX. An epoch is one compiled program, and all devices
 share its batches, those of other hosts too. Then the article's five claims for the diffusion are
-tried, each where it is decided: see `trial`.
+tried, each where it is decided: see `benchmarks.trial`.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ import jax
 from rich.console import Console
 
 from ..lib import cli, data, machine
+from ..trial.run import try_claims, tune_claims
 from . import distributed, metrics, options, report, run
-from .trial import trial
 
 
 @cli.program("compare")
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     if chosen.tune:
         named = chosen.dataset == "cifar10"
         cifar10 = data.load("cifar10", chosen.data_dir) if named else None
-        trial.tune(chosen.claims, partial(print, flush=True), cifar10)
+        tune_claims(chosen.claims, partial(print, flush=True), cifar10)
         return 0
     if chosen.distributed:
         distributed.connect()
@@ -43,41 +43,43 @@ def compare(chosen: options.Options, held: contextlib.ExitStack) -> int:
     """Train and report; the folders written into are locked until `held` is closed."""
     first = jax.process_index() == 0
     console = Console(quiet=not first)
-    with distributed.together():
-        dataset, ood_images = distributed.all_or_none(lambda: run.prepare(chosen, console))
-        distributed.agree(run.arguments(chosen, dataset))
-        distributed.all_or_none(lambda: run.claim(chosen, held))
-    found: dict[str, Any] = {
+    with distributed.report_lost_process():
+        dataset, ood_images = distributed.prepare_all(lambda: run.prepare(chosen, console))
+        distributed.require_same_arguments(run.arguments(chosen, dataset))
+        distributed.prepare_all(lambda: run.lock_folders(chosen, held))
+    result: dict[str, Any] = {
         "config": options.config(chosen), "machine": machine.describe(), "runs": [],
         "claims": [],
     }  # fmt: skip
     predictions: dict[str, run.Predictions] = {}  # of each optimizer's first run
     stop = None
     try:
-        with distributed.together():
+        with distributed.report_lost_process():
             for record, predicted in run.train_all(chosen, dataset, ood_images, console):
                 predictions.setdefault(record["optimizer"], predicted)
-                found["runs"].append(record)
+                result["runs"].append(record)
                 if not first:
                     continue
-                if len(found["runs"]) == 1:
-                    metrics.keep_earlier(chosen.out, found["config"], bool(chosen.checkpoint))
-                metrics.save(chosen.out, found)
+                if len(result["runs"]) == 1:
+                    metrics.keep_earlier(chosen.out, result["config"], bool(chosen.checkpoint))
+                metrics.save(chosen.out, result)
         with console.status("the trial") as bar:
-            say = lambda text: bar.update(f"the trial: {text}")
+            report_progress = lambda text: bar.update(f"the trial: {text}")
             cifar10 = dataset if chosen.dataset == "cifar10" else None
-            for parts in trial.run(chosen.claims, chosen.size, chosen.out, say, cifar10):
+            for parts in try_claims(
+                chosen.claims, chosen.size, chosen.out, report_progress, cifar10
+            ):
                 for name, rows in parts.items():
-                    found.setdefault(name, []).extend(rows)
-                metrics.save(chosen.out, found)
-    except (KeyboardInterrupt, cli.Refusal) as error:
+                    result.setdefault(name, []).extend(rows)
+                metrics.save(chosen.out, result)
+    except (KeyboardInterrupt, cli.UsageError) as error:
         stop = error
-        number = len(found["runs"])
+        number = len(result["runs"])
         kept = f"keeping the {number} finished runs" if number else "no run was finished"
         console.print(f"[yellow]{cli.stop_name(error).capitalize()}: {kept}.")
-    if first and found["runs"]:
-        report.write(chosen.out, found, predictions, dataset)
-        report.show(console, found)
+    if first and result["runs"]:
+        report.write(chosen.out, result, predictions, dataset)
+        report.show(console, result)
         console.print(f"Wrote {', '.join(str(chosen.out / f) for f in report.FILES)}")
     if stop:
         raise stop
@@ -85,4 +87,4 @@ def compare(chosen: options.Options, held: contextlib.ExitStack) -> int:
 
 
 if __name__ == "__main__":
-    distributed.leave(main())
+    distributed.end_process(main())

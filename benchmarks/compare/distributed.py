@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ..lib.cli import Refusal, differences, first_line
-from .rendezvous import meet
+from ..lib.cli import UsageError, differences, first_line
+from .rendezvous import check_launch
 
 PATIENCE = 120  # seconds that a process waits for the others to start
 LOST = 20  # seconds without a sign of life after which a process has ended
@@ -36,14 +36,14 @@ def connect() -> None:
     other launchers three variables tell. What follows runs in a child of this process.
 
     Raises:
-      Refusal: there is no launcher, or it is told wrong.
+      UsageError: there is no launcher, or it is told wrong.
     """
-    address, count, index = launched()
+    address, count, index = read_launch()
     if address and count is not None and index is not None:
-        fault = meet(address, count, index, PATIENCE)
+        fault = check_launch(address, count, index, PATIENCE)
         if fault:
-            raise Refusal(f"--distributed: {fault}. {HOW_TO_CONNECT}")
-    guard()
+            raise UsageError(f"--distributed: {fault}. {HOW_TO_CONNECT}")
+    fork_child()
 
     def give_up() -> None:
         sentence = f"not all processes came within {PATIENCE} s. {HOW_TO_CONNECT}"
@@ -63,32 +63,32 @@ def connect() -> None:
             shutdown_timeout_seconds=LOST,
         )
     except Exception as error:  # each launcher has errors of its own
-        raise Refusal(f"--distributed: {first_line(error)}. {HOW_TO_CONNECT}") from error
+        raise UsageError(f"--distributed: {first_line(error)}. {HOW_TO_CONNECT}") from error
     finally:
         deadline.cancel()
 
 
-def launched() -> tuple[str | None, int | None, int | None]:
+def read_launch() -> tuple[str | None, int | None, int | None]:
     """The address of process 0, the number of processes and the index of this one, if told.
 
     Raises:
-      Refusal: one of them cannot be.
+      UsageError: one of them cannot be.
     """
     address, *numbers = (os.environ.get(name) for name in VARIABLES)
     for name, text in zip(VARIABLES[1:], numbers, strict=True):
         if text and not text.isdecimal():
-            raise Refusal(f"--distributed: {name}={text} is no whole number. {HOW_TO_CONNECT}")
+            raise UsageError(f"--distributed: {name}={text} is no whole number. {HOW_TO_CONNECT}")
     count, index = (int(text) if text else None for text in numbers)
     if address:
         port = re.fullmatch(r"\S+:(\d{1,5})", address)
         if not (port and 0 < int(port[1]) < 65536):
-            raise Refusal(f"--distributed: {VARIABLES[0]}={address} is not HOST:PORT")
+            raise UsageError(f"--distributed: {VARIABLES[0]}={address} is not HOST:PORT")
     if count is not None and index is not None and index >= count:
-        raise Refusal(f"--distributed: there is no process {index} of {count}. {HOW_TO_CONNECT}")
+        raise UsageError(f"--distributed: there is no process {index} of {count}. {HOW_TO_CONNECT}")
     return address, count, index
 
 
-def guard() -> None:
+def fork_child() -> None:
     """Go on in a child of this process, which only waits for it.
 
     JAX aborts a process that has lost another, with a stack trace; the parent has a sentence for
@@ -114,14 +114,14 @@ def guard() -> None:
     os.close(held)
     os.setpgid(0, 0)  # signals of the terminal come through the parent, once
 
-    def follow() -> None:
+    def follow_parent() -> None:
         os.read(watched, 1)  # returns when the parent has ended
         os._exit(2)
 
-    threading.Thread(target=follow, daemon=True).start()
+    threading.Thread(target=follow_parent, daemon=True).start()
 
 
-def leave(status: int) -> NoReturn:
+def end_process(status: int) -> NoReturn:
     """End this process; one with an error soon, though others may wait for it for ever."""
     if status and jax.process_count() > 1:
 
@@ -139,36 +139,36 @@ def leave(status: int) -> NoReturn:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-    """Refuse where JAX fails since another process has ended."""
+def report_lost_process() -> Iterator[None]:
+    """Raise a `UsageError` where JAX fails since another process has ended."""
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         lost = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
         if jax.process_count() == 1 or not lost:
             raise
-        raise Refusal(
+        raise UsageError(
             f"--distributed: cannot go on with the other processes: {first_line(error)}"
         ) from error
 
 
-def all_or_none(prepare: Callable[[], T]) -> T:
+def prepare_all(prepare: Callable[[], T]) -> T:
     """The result of `prepare()`, if no process refuses.
 
     Raises:
-      Refusal: this process refuses, or another does.
+      UsageError: this process refuses, or another does.
     """
-    results, refusal = [], Refusal("another process cannot start, and says why")
+    results, failure = [], UsageError("another process cannot start, and says why")
     try:
         results.append(prepare())
-    except Refusal as error:
-        refusal = error
+    except UsageError as error:
+        failure = error
     if not multihost_utils.process_allgather(np.array(bool(results))).all():
-        raise refusal
+        raise failure
     return results[0]
 
 
-def from_first(make: Callable[[], T]) -> T:
+def broadcast_first(make: Callable[[], T]) -> T:
     """What `make()` gives in process 0, in every process, bit for bit."""
     if jax.process_count() == 1:
         return make()
@@ -178,17 +178,17 @@ def from_first(make: Callable[[], T]) -> T:
     return pickle.loads(np.asarray(multihost_utils.broadcast_one_to_all(content)).tobytes())
 
 
-def agree(arguments: dict[str, Any]) -> None:
+def require_same_arguments(arguments: dict[str, Any]) -> None:
     """See that every process has the arguments of process 0.
 
     Raises:
-      Refusal: one has not.
+      UsageError: one has not.
     """
 
     def compare() -> None:
         different = differences(theirs, arguments, "here")
         if different:
-            raise Refusal(f"--distributed: process 0 has {different}")
+            raise UsageError(f"--distributed: process 0 has {different}")
 
-    theirs = from_first(lambda: arguments)
-    all_or_none(compare)
+    theirs = broadcast_first(lambda: arguments)
+    prepare_all(compare)

@@ -37,7 +37,7 @@ def runs_of(metrics: dict[str, Any], name: str) -> list[dict[str, Any]]:
     return [r for r in metrics["runs"] if r["optimizer"] == name and r["learning_rate"] == lr]
 
 
-def finished(metrics: dict[str, Any]) -> list[str]:
+def finished_optimizers(metrics: dict[str, Any]) -> list[str]:
     """The optimizers that have a finished run, in the order asked for."""
     return [name for name in metrics["config"]["optimizers"] if runs_of(metrics, name)]
 
@@ -46,7 +46,7 @@ def accuracies(metrics: dict[str, Any]) -> dict[str, float]:
     """Each optimizer's mean test accuracy."""
     return {
         name: float(np.mean([r["test_accuracy"] for r in runs_of(metrics, name)]))
-        for name in finished(metrics)
+        for name in finished_optimizers(metrics)
     }
 
 

@@ -14,7 +14,7 @@ import optax
 import diffopt
 
 from ..lib import cli, machine
-from .trial.trial import CLAIMS, ON_CIFAR10
+from ..trial.run import CLAIMS, ON_CIFAR10
 
 # name: (learning rate, temperature, PRNG key) -> transformation
 BUILDERS: dict[str, Callable[[float, float, Any], optax.GradientTransformation]] = {
@@ -184,11 +184,11 @@ def parse(argv: list[str] | None, doc: str | None) -> Options:
         parser.error(f"--tune with --claims {' '.join(args.claims)}: nothing is tuned for them")
     if args.full and (args.no_claims or (args.dataset == "cifar10" and not args.claims)):
         parser.error("--full without claims: it is the trial's size; name --claims")
-    cli.once("--optimizers", args.optimizers)
+    cli.require_unique("--optimizers", args.optimizers)
     for option, values in (
         ("--learning-rate", args.learning_rate), ("--temperature", args.temperature)
     ):  # fmt: skip
-        cli.once(option, [name for name, _ in values])
+        cli.require_unique(option, [name for name, _ in values])
     if args.dataset not in DEFAULTS:
         parser.error(f"unknown dataset {args.dataset!r}: choose one of {', '.join(DEFAULTS)}")
     if args.dataset == "cifar10":

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from ..lib import plots
 from ..lib.plots import plt
 from ..lib.scores import bin_confidence, selective_accuracy
-from .metrics import finished, runs_of
+from .metrics import finished_optimizers, runs_of
 from .run import Predictions
 
 COLORS = {
@@ -39,7 +39,7 @@ def plot_curves(metrics: dict[str, Any], path: Path) -> None:
     swept = metrics["config"]["sweep"]
     fig, axes = plt.subplots(1, 3 + swept, figsize=(12 + 3 * swept, 3.8), layout="constrained")
     for ax, (title, value) in zip(axes, panels.items(), strict=False):
-        for name in finished(metrics):
+        for name in finished_optimizers(metrics):
             curves = np.array(
                 [[value(entry) for entry in run["history"]] for run in runs_of(metrics, name)]
             )
@@ -53,10 +53,10 @@ def plot_curves(metrics: dict[str, Any], path: Path) -> None:
             )
         ax.set(title=title, xlabel="epoch")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    for name in finished(metrics):
+    for name in finished_optimizers(metrics):
         axes[0].plot(*loss_every_200(metrics, name), ".", color=COLORS[name], markersize=4)
     if swept:
-        for name in finished(metrics):
+        for name in finished_optimizers(metrics):
             runs = [r for r in metrics["runs"] if r["optimizer"] == name and r["seed"] == 0]
             points = sorted((r["learning_rate"], 100 * (1 - r["test_accuracy"])) for r in runs)
             axes[3].plot(*zip(*points, strict=True), color=COLORS[name], marker="o", linewidth=1.8)

@@ -11,16 +11,16 @@ import time
 HELLO = "diffopt"  # begins each line, so that a stranger at the port is known for one
 
 
-def meet(address: str, count: int, index: int, patience: float) -> str:
+def check_launch(address: str, count: int, index: int, patience: float) -> str:
     """What is wrong with the launch, if anything is, after at most `patience` seconds."""
     host, port = address.rsplit(":", 1)
     deadline = time.monotonic() + patience
     late = f"not all processes came within {patience:g} s"
     if index == 0:
         with contextlib.suppress(OSError), listen(int(port)) as server:
-            return receive(server, count, deadline, late)
+            return receive_all(server, count, deadline, late)
     # where the port is taken, by another process 0 perhaps, this one asks as the others do
-    return ask((host.strip("[]"), int(port)), count, index, deadline, late)
+    return ask_first((host.strip("[]"), int(port)), count, index, deadline, late)
 
 
 def listen(port: int) -> socket.socket:
@@ -30,7 +30,7 @@ def listen(port: int) -> socket.socket:
     return socket.create_server(("", port))
 
 
-def receive(server: socket.socket, count: int, deadline: float, late: str) -> str:
+def receive_all(server: socket.socket, count: int, deadline: float, late: str) -> str:
     """As process 0, wait for the others and tell them all what is wrong; `late` at the deadline."""
     fault, seen = "", {0}
     with contextlib.ExitStack() as guests:
@@ -61,8 +61,8 @@ def receive(server: socket.socket, count: int, deadline: float, late: str) -> st
     return fault
 
 
-def ask(address: tuple[str, int], count: int, index: int, deadline: float, late: str) -> str:
-    """Tell process 0 that this one is there; what it has found wrong."""
+def ask_first(address: tuple[str, int], count: int, index: int, deadline: float, late: str) -> str:
+    """Tell process 0 that this one is there; what is wrong with the launch, if anything is."""
     while (left := deadline - time.monotonic()) > 0:
         try:
             talk = socket.create_connection(address, timeout=left)

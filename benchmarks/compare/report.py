@@ -15,10 +15,13 @@ from rich.table import Table
 from ..lib import files
 from ..lib.data import Data
 from ..lib.scores import plus_minus
+from ..trial.claims import escapes
+from ..trial.protocol import panel
+from ..trial.protocol.verdicts import Summary, summarize
+from ..trial.run import CONTROLS
 from . import plots
-from .metrics import accuracies, averaged_epochs, finished, good_accuracy, runs_of, save
+from .metrics import accuracies, averaged_epochs, finished_optimizers, good_accuracy, runs_of, save
 from .run import Predictions
-from .trial import escapes, panel, trial
 
 FIGURES = ("curves", "calibration", "certainty")
 FILES = ("metrics.json", *(f"{name}.png" for name in FIGURES), "report.html")
@@ -71,7 +74,7 @@ class Cell(NamedTuple):
 
 def rows(metrics: dict[str, Any], columns: tuple[Column, ...]) -> dict[str, list[Cell]]:
     """The cells of each optimizer; the best of a column is one of those that learned."""
-    table: dict[str, list[Cell]] = {name: [] for name in finished(metrics)}
+    table: dict[str, list[Cell]] = {name: [] for name in finished_optimizers(metrics)}
     goal = good_accuracy(metrics)
     learned = [name for name, accuracy in accuracies(metrics).items() if accuracy >= goal]
     for column in columns:
@@ -116,9 +119,9 @@ def write(
     files.write(out / "report.html", page(metrics, figures, shown))
 
 
-def verdicts(metrics: dict[str, Any]) -> list[panel.Summary]:
+def verdicts(metrics: dict[str, Any]) -> list[Summary]:
     """The verdict of each claim that was tried."""
-    return panel.summarize(metrics["claims"], trial.CONTROLS)
+    return summarize(metrics["claims"], CONTROLS)
 
 
 def page(metrics: dict[str, Any], figures: dict[str, str], shown: str) -> str:
@@ -146,7 +149,7 @@ def page(metrics: dict[str, Any], figures: dict[str, str], shown: str) -> str:
         average=(AVERAGE_COLUMNS, rows(metrics, AVERAGE_COLUMNS)),
         averaged_epochs=averaged_epochs(metrics),
         shown=shown,
-        names=finished(metrics),
+        names=finished_optimizers(metrics),
         verdicts=verdicts(metrics),
         titles=panel.TITLES,
         effect=panel.effect,

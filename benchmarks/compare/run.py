@@ -32,11 +32,11 @@ def prepare(options: Options, console: Console) -> tuple[data.Data, jax.Array]:
     """The data and the images of no class. Nothing is written.
 
     Raises:
-      Refusal: they, or the devices, are not what a run needs.
+      UsageError: they, or the devices, are not what a run needs.
     """
     devices = jax.device_count()
     if options.distributed and options.batch_size % devices:
-        raise cli.Refusal(
+        raise cli.UsageError(
             f"--batch-size {options.batch_size}: must be a multiple of the {devices} devices"
         )
     with console.status(f"reading {options.dataset}"):
@@ -44,7 +44,7 @@ def prepare(options: Options, console: Console) -> tuple[data.Data, jax.Array]:
         ood_images = data.out_of_distribution(options.dataset)
     examples = len(dataset.train_labels)
     if not 1 <= options.batch_size <= examples:
-        raise cli.Refusal(f"--batch-size {options.batch_size}: must be from 1 to {examples}")
+        raise cli.UsageError(f"--batch-size {options.batch_size}: must be from 1 to {examples}")
     return dataset, ood_images
 
 
@@ -56,11 +56,11 @@ def arguments(options: Options, dataset: data.Data) -> dict[str, Any]:
     return fingerprint(options) | {"--checkpoint": options.checkpoint, "data": digest}
 
 
-def claim(options: Options, held: ExitStack) -> None:
+def lock_folders(options: Options, held: ExitStack) -> None:
     """Make the folders that are written into, in the first process, and lock them in `held`.
 
     Raises:
-      Refusal: one cannot be written, or is that of other settings or of another run.
+      UsageError: one cannot be written, or is that of other settings or of another run.
     """
     if jax.process_index():
         return
@@ -70,7 +70,7 @@ def claim(options: Options, held: ExitStack) -> None:
         cli.make_folder(options.checkpoint, "--checkpoint")
         held.enter_context(files.lock(options.checkpoint, "--checkpoint"))
         devices = f"{machine.device()} of {jax.process_count()} processes"
-        checkpoint.claim(options.checkpoint, fingerprint(options), devices)
+        checkpoint.match_settings(options.checkpoint, fingerprint(options), devices)
 
 
 def train_all(
@@ -185,18 +185,18 @@ def train(
     checkpoints = None
     if options.checkpoint:
         if jax.process_index() == 0:
-            checkpoints = checkpoint.manager(options.checkpoint / f"{name} {lr} seed {seed}")
+            checkpoints = checkpoint.open_manager(options.checkpoint / f"{name} {lr} seed {seed}")
         start = params, opt_state, sums
 
         def restore() -> Any:
-            found = checkpoint.restore(checkpoints, start)
-            return found and (jax.tree.leaves(found[0]), found[1])
+            restored = checkpoint.restore(checkpoints, start)
+            return restored and (jax.tree.leaves(restored[0]), restored[1])
 
-        found = distributed.from_first(restore)
-        if found:
-            leaves, log = found
+        restored = distributed.broadcast_first(restore)
+        if restored:
+            leaves, log = restored
             state = jax.tree.unflatten(jax.tree.structure(start), leaves)
-            params, opt_state, sums = checkpoint.with_keys(state, start)
+            params, opt_state, sums = checkpoint.restore_keys(state, start)
             params, opt_state = program.replicate((params, opt_state))
             sums = jax.device_put(sums)
             history, losses = log["history"], log["losses"]

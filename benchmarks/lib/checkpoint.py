@@ -19,16 +19,16 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from orbax.checkpoint.options import MultiprocessingOptions
 
 from . import files
-from .cli import Refusal, differences, first_line
+from .cli import UsageError, differences, first_line
 
 
-def claim(folder: Path, settings: dict[str, Any], devices: str) -> None:
+def match_settings(folder: Path, settings: dict[str, Any], devices: str) -> None:
     """Make `folder`, which exists, that of runs with `settings`, or see that it is.
 
-    Runs that began on other `devices` go on, and say so.
+    Runs that began on other `devices` go on, which is printed.
 
     Raises:
-      Refusal: it was made with other settings, or cannot be read or written.
+      UsageError: it was made with other settings, or cannot be read or written.
     """
     file = folder / "settings.json"
     try:
@@ -36,15 +36,15 @@ def claim(folder: Path, settings: dict[str, Any], devices: str) -> None:
             files.write_json(file, settings | {"devices": devices})
         made = json.loads(file.read_text("utf-8"))
     except OSError as error:
-        raise Refusal(f"--checkpoint {folder} cannot be used: {error.strerror}") from error
+        raise UsageError(f"--checkpoint {folder} cannot be used: {error.strerror}") from error
     except ValueError as error:
-        raise Refusal(f"--checkpoint {folder}: {file} is damaged: {error}") from error
+        raise UsageError(f"--checkpoint {folder}: {file} is damaged: {error}") from error
     if not isinstance(made, dict):
-        raise Refusal(f"--checkpoint {folder}: {file} is damaged: it holds no settings")
+        raise UsageError(f"--checkpoint {folder}: {file} is damaged: it holds no settings")
     before = made.pop("devices", devices)
     different = differences(made, settings, "now")
     if different:
-        raise Refusal(f"--checkpoint {folder} was made with {different}")
+        raise UsageError(f"--checkpoint {folder} was made with {different}")
     if before != devices:
         print(
             f"--checkpoint {folder} was made on {before} and goes on on {devices}, to the rounding",
@@ -52,11 +52,11 @@ def claim(folder: Path, settings: dict[str, Any], devices: str) -> None:
         )
 
 
-def manager(folder: Path) -> ocp.CheckpointManager:
+def open_manager(folder: Path) -> ocp.CheckpointManager:
     """Orbax's manager of the checkpoints of one run: each appears whole or not at all.
 
     Raises:
-      Refusal: the folder cannot be used.
+      UsageError: the folder cannot be used.
     """
     options = ocp.CheckpointManagerOptions(
         preservation_policy=preservation_policy.LatestN(2),
@@ -72,16 +72,16 @@ def manager(folder: Path) -> ocp.CheckpointManager:
         folder.mkdir(parents=True, exist_ok=True)
         return ocp.CheckpointManager(folder.resolve(), options=options)
     except OSError as error:
-        raise Refusal(f"--checkpoint: {folder} cannot be used: {error.strerror}") from error
+        raise UsageError(f"--checkpoint: {folder} cannot be used: {error.strerror}") from error
 
 
 def save(checkpoints: ocp.CheckpointManager, epoch: int, state: Any, record: Any) -> None:
     """Keep `state`, a tree of arrays and PRNG keys, and `record`, anything that JSON can hold.
 
     Raises:
-      Refusal: the disk is full, for example; the checkpoints before are as they were.
+      UsageError: the disk is full, for example; the checkpoints before are as they were.
     """
-    state = plain(state)
+    state = strip_keys(state)
     kept = {"record": record, "digest": digest(state, record)}
     items = ocp_args.Composite(
         state=ocp_args.StandardSave(state),  # type: ignore[call-arg]
@@ -92,7 +92,7 @@ def save(checkpoints: ocp.CheckpointManager, epoch: int, state: Any, record: Any
     except Exception as error:  # as in `restore`
         reason = first_line(error)
         folder = checkpoints.directory
-        raise Refusal(f"--checkpoint: {folder}: epoch {epoch} is not saved: {reason}") from error
+        raise UsageError(f"--checkpoint: {folder}: epoch {epoch} is not saved: {reason}") from error
 
 
 def restore(checkpoints: ocp.CheckpointManager, like: Any) -> tuple[Any, Any] | None:
@@ -100,7 +100,7 @@ def restore(checkpoints: ocp.CheckpointManager, like: Any) -> tuple[Any, Any] | 
 
     Damaged checkpoints are reported, and renamed so that their epochs can be saved again.
     """
-    like = plain(like)
+    like = strip_keys(like)
     for epoch in sorted(checkpoints.all_steps(), reverse=True):
         items = ocp_args.Composite(
             state=ocp_args.StandardRestore(like),  # type: ignore[call-arg]
@@ -125,13 +125,13 @@ def restore(checkpoints: ocp.CheckpointManager, like: Any) -> tuple[Any, Any] | 
     return None
 
 
-def plain(state: Any) -> Any:
+def strip_keys(state: Any) -> Any:
     """A state with its arrays in the memory of this host, and in the place of keys their data."""
     data = lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf
     return jax.tree.map(lambda leaf: np.asarray(data(leaf)), state)
 
 
-def with_keys(state: Any, like: Any) -> Any:
+def restore_keys(state: Any, like: Any) -> Any:
     """A plain state with keys where `like` has them."""
 
     def typed(leaf: Any, like: Any) -> Any:
@@ -149,6 +149,6 @@ def is_key(leaf: Any) -> bool:
 def digest(state: Any, record: Any) -> str:
     """SHA-256 of every bit of a state and its record."""
     sha = hashlib.sha256(json.dumps(record).encode())
-    for leaf in jax.tree.leaves(plain(state)):
+    for leaf in jax.tree.leaves(strip_keys(state)):
         sha.update(leaf.tobytes())
     return sha.hexdigest()

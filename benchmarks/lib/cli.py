@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 
-class Refusal(Exception):
-    """What cannot be done, told in one sentence."""
+class UsageError(Exception):
+    """An error that the user can mend, in one sentence without a traceback."""
 
 
 def first_line(error: Exception) -> str:
@@ -28,8 +28,8 @@ class Terminated(KeyboardInterrupt):
 def program(name: str) -> Callable[..., Callable[..., int]]:
     """Decorate `main(argv)` of the program called `name`, so that it returns its exit status.
 
-    A `Refusal` is told in its one sentence, with status 2; an interrupt ends with status 130, and
-    SIGTERM with 143. What the encoding of the terminal lacks is shown as question marks.
+    A `UsageError` is printed in its one sentence, with status 2; an interrupt ends with status 130,
+    and SIGTERM with 143. What the encoding of the terminal lacks is shown as question marks.
     """
 
     def terminate(*_: Any) -> None:
@@ -45,8 +45,8 @@ def program(name: str) -> Callable[..., Callable[..., int]]:
             before = signal.signal(signal.SIGTERM, terminate)
             try:
                 return main(argv) or 0
-            except Refusal as refusal:
-                print(f"{name}: {refusal}", file=sys.stderr)
+            except UsageError as error:
+                print(f"{name}: {error}", file=sys.stderr)
                 return 2
             except KeyboardInterrupt as stop:
                 print(f"{name}: {stop_name(stop)}", file=sys.stderr)
@@ -91,13 +91,13 @@ def make_folder(path: Path, option: str = "--out") -> Path:
     """The folder that an option names, made if need be and tried before the work begins.
 
     Raises:
-      Refusal: nothing can be written there.
+      UsageError: nothing can be written there.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
-        raise Refusal(f"{option} {path} cannot be written: {error.strerror}") from error
+        raise UsageError(f"{option} {path} cannot be written: {error.strerror}") from error
     return path
 
 
@@ -125,15 +125,15 @@ def at_least(least: int) -> Callable[[str], int]:
 at_least_one = at_least(1)
 
 
-def once(option: str, names: Sequence[Any]) -> None:
+def require_unique(option: str, names: Sequence[Any]) -> None:
     """See that no name is there twice.
 
     Raises:
-      Refusal: one is.
+      UsageError: one is.
     """
     for name in names:
         if names.count(name) > 1:
-            raise Refusal(f"{option}: {name} is there twice")
+            raise UsageError(f"{option}: {name} is there twice")
 
 
 def differences(one: dict[str, Any], two: dict[str, Any], word: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from .cli import Refusal, first_line
+from .cli import UsageError, first_line
 
 HUB = "uoft-cs/cifar10"
 Examples = Callable[[str], Iterator[tuple[np.ndarray, int]]]  # images and labels of a split
@@ -38,13 +38,13 @@ def load(name: str, data_dir: str | None = None) -> Data:
         the parquet files of `HUB`; None is the usual place in the home folder, or a download.
 
     Raises:
-      Refusal: the dataset is unknown, missing, or cannot be downloaded.
+      UsageError: the dataset is unknown, missing, or cannot be downloaded.
     """
     if name == "digits":
         return digits()
     if name == "cifar10":
         return cifar10(data_dir)
-    raise Refusal(f"unknown dataset {name!r}")
+    raise UsageError(f"unknown dataset {name!r}")
 
 
 def digits() -> Data:
@@ -86,7 +86,7 @@ def cifar10(data_dir: str | None) -> Data:
     The cache lies in `$XDG_CACHE_HOME/diffopt`, by default `~/.cache/diffopt`.
     """
     if data_dir is not None and not Path(data_dir).is_dir():
-        raise Refusal(f"--data-dir {data_dir} is not a folder")
+        raise UsageError(f"--data-dir {data_dir} is not a folder")
     if data_dir is not None and any(Path(data_dir).glob("**/*.parquet")):
         folder, examples = from_parquet(data_dir)
     else:
@@ -103,10 +103,10 @@ def cifar10(data_dir: str | None) -> Data:
                 images, labels = zip(*examples(split), strict=True)
                 splits += [np.stack(images), np.array(labels, np.int32)]
         except Exception as error:  # as many types as there are files that can be damaged
-            raise Refusal(f"cifar10 in {folder} is damaged: {first_line(error)}") from error
-        if fault := wrong(splits):
-            raise Refusal(f"cifar10 in {folder} is damaged: {fault}")
-        store(cache, dict(zip(Data._fields, splits, strict=True)))
+            raise UsageError(f"cifar10 in {folder} is damaged: {first_line(error)}") from error
+        if fault := find_fault(splits):
+            raise UsageError(f"cifar10 in {folder} is damaged: {fault}")
+        store_cache(cache, dict(zip(Data._fields, splits, strict=True)))
     train_x, train_y, test_x, test_y = splits
     scale = lambda images: images / np.float32(127.5) - 1
     return jax.device_put(Data(scale(train_x), train_y, scale(test_x), test_y))
@@ -124,7 +124,7 @@ def from_tfds(data_dir: str | None) -> tuple[Path, Examples]:
     try:
         builder = tfds.builder("cifar10", data_dir=data_dir, file_format="array_record")
     except Exception as error:  # as many types as there are files that can be damaged
-        raise Refusal(f"cifar10 in {place} is damaged: {first_line(error)}") from error
+        raise UsageError(f"cifar10 in {place} is damaged: {first_line(error)}") from error
     if not builder.is_prepared():
         if data_dir is None and importlib.util.find_spec("datasets"):
             return from_parquet(HUB)
@@ -140,7 +140,7 @@ def download(builder: Any) -> None:
     """Let TensorFlow Datasets download and prepare `builder`, after checking that it can."""
     missing = f"{builder.name} is not in {builder.data_dir}"
     if importlib.util.find_spec("tensorflow") is None:
-        raise Refusal(
+        raise UsageError(
             f"{missing}: pip install datasets and leave out --data-dir to download it, or give"
             " --data-dir a folder that holds it as array_record or parquet files (TensorFlow"
             " Datasets' own download needs pip install tensorflow)"
@@ -151,7 +151,9 @@ def download(builder: Any) -> None:
             urllib.request.urlopen(request, timeout=10).close()
         builder.download_and_prepare()
     except Exception as error:  # TensorFlow Datasets' own errors have no common type
-        raise Refusal(f"{missing}, and it could not be downloaded: {first_line(error)}") from error
+        raise UsageError(
+            f"{missing}, and it could not be downloaded: {first_line(error)}"
+        ) from error
 
 
 def from_parquet(place: str) -> tuple[Path, Examples]:
@@ -159,7 +161,9 @@ def from_parquet(place: str) -> tuple[Path, Examples]:
     try:
         import datasets
     except ImportError as error:
-        raise Refusal(f"cifar10 in {place} is parquet: pip install datasets to read it") from error
+        raise UsageError(
+            f"cifar10 in {place} is parquet: pip install datasets to read it"
+        ) from error
     datasets.disable_progress_bars()
     files = {split: f"**/{split}-*.parquet" for split in ("train", "test")}
     try:
@@ -169,7 +173,7 @@ def from_parquet(place: str) -> tuple[Path, Examples]:
         splits = splits.cast_column("img", datasets.Image())
         folder = Path(splits["train"].cache_files[0]["filename"]).parent
     except Exception as error:  # of the network, of files, of columns: no common type
-        raise Refusal(f"cifar10 cannot be had from {place}: {first_line(error)}") from error
+        raise UsageError(f"cifar10 cannot be had from {place}: {first_line(error)}") from error
 
     def examples(split: str) -> Iterator[tuple[np.ndarray, int]]:
         return ((np.asarray(e["img"].convert("RGB")), e["label"]) for e in splits[split])
@@ -178,13 +182,13 @@ def from_parquet(place: str) -> tuple[Path, Examples]:
 
 
 def read_cache(path: Path) -> list[Any] | None:
-    """What `store` saved; None where there is nothing, or it is damaged, which is said."""
+    """What `store_cache` saved; None where there is nothing, or it is damaged, which is printed."""
     if not path.exists():
         return None
     try:
         with path.open("rb") as file, np.load(file) as arrays:
             splits = [arrays[field] for field in Data._fields]
-        fault = wrong(splits)
+        fault = find_fault(splits)
     except Exception as error:  # of zipfile, zlib, pickle, the operating system, ...
         fault = first_line(error)
     if not fault:
@@ -195,7 +199,7 @@ def read_cache(path: Path) -> list[Any] | None:
     return None
 
 
-def wrong(splits: list[np.ndarray]) -> str:
+def find_fault(splits: list[np.ndarray]) -> str:
     """What is wrong with the images and labels of CIFAR-10, if anything is."""
     for images, labels in (splits[:2], splits[2:]):
         if images.dtype != np.uint8 or images.shape != (len(labels), 32, 32, 3):
@@ -207,7 +211,7 @@ def wrong(splits: list[np.ndarray]) -> str:
     return ""
 
 
-def store(path: Path, arrays: dict[str, Any]) -> None:
+def store_cache(path: Path, arrays: dict[str, Any]) -> None:
     """Save `arrays` at once or not at all; a cache that cannot be written is done without."""
     part = path.with_suffix(f".{os.getpid()}.part")
     try:

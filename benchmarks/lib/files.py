@@ -7,14 +7,14 @@ import os
 from pathlib import Path
 from typing import IO, Any
 
-from .cli import Refusal
+from .cli import UsageError
 
 
 def write(path: Path, content: str | bytes) -> None:
     """Write a file beside `path`, then put it in its place.
 
     Raises:
-      Refusal: it cannot be written; what was at `path` is as it was.
+      UsageError: it cannot be written; what was at `path` is as it was.
     """
     if isinstance(content, str):  # an argument that the locale could not decode has surrogates
         content = content.encode("utf-8", "surrogateescape")
@@ -26,7 +26,7 @@ def write(path: Path, content: str | bytes) -> None:
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
-        raise Refusal(f"{path} cannot be written: {error.strerror}") from error
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def write_json(path: Path, value: Any, indent: int = 2) -> None:
@@ -46,14 +46,14 @@ def lock(folder: Path, option: str) -> IO[bytes]:
     """A lock on `folder`, that an option names, held until it is closed or its process ends.
 
     Raises:
-      Refusal: another run holds it.
+      UsageError: another run holds it.
     """
     file = (folder / f".{option.strip('-')}.lock").open("ab")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.close()
-        raise Refusal(f"{option} {folder} is in use by another run") from error
+        raise UsageError(f"{option} {folder} is in use by another run") from error
     except OSError:  # a file system without locks
         pass
     return file

@@ -40,14 +40,14 @@ def line(machine: dict[str, Any]) -> str:
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
     """The versions of those of the packages that are installed."""
-    found = {}
+    installed = {}
     for package in packages:
         try:
             own = package == "diffopt"  # whose distribution has another name
-            found[package] = diffopt.__version__ if own else importlib.metadata.version(package)
+            installed[package] = diffopt.__version__ if own else importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def device() -> str:

@@ -198,6 +198,6 @@ def size(shapes: Any) -> int:
     return sum(math.prod(shape) for shape in jax.tree.leaves(shapes, is_leaf=is_shape))
 
 
-def filled(shapes: Any, value: float, dtype: Any = jnp.float32) -> Any:
+def fill_tree(shapes: Any, value: float, dtype: Any = jnp.float32) -> Any:
     """The arrays of a tree of shapes."""
     return jax.tree.map(lambda s: jnp.full(s, value, dtype), shapes, is_leaf=is_shape)

@@ -16,7 +16,7 @@ Run = Callable[[], float]
 Name = TypeVar("Name", bound=Hashable)
 
 
-def timed(program: Callable[[], Any]) -> Run:
+def make_run(program: Callable[[], Any]) -> Run:
     """`program` as a function that runs it, waits for its arrays and returns its seconds."""
 
     def run() -> float:
@@ -27,7 +27,7 @@ def timed(program: Callable[[], Any]) -> Run:
     return run
 
 
-def in_turn(
+def time_in_turn(
     runs: Mapping[Name, Run],
     rounds: int,
     *,
@@ -51,7 +51,7 @@ def in_turn(
     return seconds
 
 
-def compare(
+def compare_times(
     one: Run, two: Run, pairs: int, done: Callable[[], Any] = lambda: None
 ) -> dict[str, Any]:
     """The time of `two` over that of `one`: median, its standard error, quartiles.

@@ -86,7 +86,7 @@ def last_states(kept):
     """The last epoch of each run, and a digest of all its arrays and keys."""
     found = {}
     for folder in filter(os.path.isdir, kept.iterdir()):
-        checkpoints = checkpoint.manager(folder)
+        checkpoints = checkpoint.open_manager(folder)
         epoch = checkpoints.latest_step()
         items = ocp.args.Composite(state=ocp.args.StandardRestore())
         state = checkpoints.restore(epoch, args=items).state

@@ -145,16 +145,16 @@ OLDER = jax.tree.map(lambda x: jnp.roll(x, 1), STATE) | {"count": jnp.array(6)}
 @pytest.fixture(scope="module")
 def two_epochs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    checkpoints = checkpoint.manager(folder)
+    checkpoints = checkpoint.open_manager(folder)
     checkpoint.save(checkpoints, 1, OLDER, {"loss": 0.1})
     checkpoint.save(checkpoints, 2, STATE, {"loss": float("nan")})
     return folder
 
 
 def test_keys_are_saved_as_their_data_and_come_back_as_keys(two_epochs):
-    found, _ = checkpoint.restore(checkpoint.manager(two_epochs), STATE)
+    found, _ = checkpoint.restore(checkpoint.open_manager(two_epochs), STATE)
     assert found["keys"].dtype == np.uint32
-    state = checkpoint.with_keys(found, STATE)
+    state = checkpoint.restore_keys(found, STATE)
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(STATE), strict=True):
         assert a.dtype == b.dtype and a.shape == b.shape
     np.testing.assert_array_equal(
@@ -165,7 +165,7 @@ def test_keys_are_saved_as_their_data_and_come_back_as_keys(two_epochs):
 def test_other_devices_go_on_and_say_so(tmp_path, capsys):
     for devices in ("4 x cpu of 2 processes", "4 x cpu of 2 processes", "1 x cpu of 1 processes"):
         assert not capsys.readouterr().err
-        checkpoint.claim(tmp_path, {"--epochs": 3}, devices)
+        checkpoint.match_settings(tmp_path, {"--epochs": 3}, devices)
     said = f"--checkpoint {tmp_path} was made on 4 x cpu of 2 processes and goes on on 1 x cpu"
     assert capsys.readouterr().err.startswith(said)
 
@@ -192,7 +192,7 @@ def test_any_file_damaged_gives_one_epoch_or_the_other_and_never_a_mixture(
         folder = tmp_path / str(i)
         shutil.copytree(two_epochs, folder)
         harm(folder / name, how)
-        checkpoints = checkpoint.manager(folder)
+        checkpoints = checkpoint.open_manager(folder)
         state, record = checkpoint.restore(checkpoints, STATE)
         said = capsys.readouterr().err
         older = bool(state["count"] == 6)
@@ -210,6 +210,6 @@ def test_where_every_checkpoint_is_damaged_the_run_starts_anew(two_epochs, tmp_p
     shutil.copytree(two_epochs, tmp_path, dirs_exist_ok=True)
     for file in tmp_path.glob("*/record/metadata"):
         file.unlink()
-    assert checkpoint.restore(checkpoint.manager(tmp_path), OLDER) is None
+    assert checkpoint.restore(checkpoint.open_manager(tmp_path), OLDER) is None
     assert len(capsys.readouterr().err.splitlines()) == 2
     assert {path.name for path in tmp_path.iterdir()} == {"1.damaged", "2.damaged"}

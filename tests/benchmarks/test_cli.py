@@ -17,7 +17,7 @@ from tests.helpers import ROOT
     [
         (None, 0, ""),
         (130, 130, ""),
-        (cli.Refusal("no such thing"), 2, "x: no such thing\n"),
+        (cli.UsageError("no such thing"), 2, "x: no such thing\n"),
         (KeyboardInterrupt(), 130, "x: interrupted\n"),
     ],
 )
@@ -51,7 +51,7 @@ def test_a_folder_is_made_and_left_empty(tmp_path):
 @pytest.mark.parametrize("name", ["file", "file/below"])
 def test_a_folder_that_cannot_be_written(tmp_path, name):
     (tmp_path / "file").touch()
-    with pytest.raises(cli.Refusal, match=f"^--out {tmp_path / name} cannot be written: "):
+    with pytest.raises(cli.UsageError, match=f"^--out {tmp_path / name} cannot be written: "):
         cli.make_folder(tmp_path / name)
 
 

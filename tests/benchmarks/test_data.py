@@ -113,7 +113,7 @@ def test_a_damaged_data_set_is_named(cifar10, damage):
         cifar10.splits["train"] = examples(6, label=11)
     else:
         cifar10.splits["train"] = []
-    with pytest.raises(cli.Refusal, match=f"^cifar10 in {cifar10.home} is damaged: \\S"):
+    with pytest.raises(cli.UsageError, match=f"^cifar10 in {cifar10.home} is damaged: \\S"):
         cifar10.load()
 
 
@@ -123,7 +123,7 @@ def test_a_broken_description_of_the_data_set_is_named(tmp_path, content):
     folder.mkdir(parents=True)
     (folder / "dataset_info.json").write_text(content)
     (folder / "features.json").write_text("{}")
-    with pytest.raises(cli.Refusal, match=f"^cifar10 (in {tmp_path}|is not in {folder})"):
+    with pytest.raises(cli.UsageError, match=f"^cifar10 (in {tmp_path}|is not in {folder})"):
         data.cifar10(str(tmp_path))
     shutil.rmtree(folder)
 
@@ -165,13 +165,13 @@ def test_parquet_files_are_read_without_tensorflow(parquet, capsys):
 def test_parquet_files_of_another_form_are_named(parquet):
     for path in parquet.folder.iterdir():
         pyarrow.parquet.write_table(pyarrow.table({"image": [1], "label": [1]}), path)
-    with pytest.raises(cli.Refusal, match=f"^cifar10 cannot be had from {parquet.home}: \\S"):
+    with pytest.raises(cli.UsageError, match=f"^cifar10 cannot be had from {parquet.home}: \\S"):
         data.cifar10(str(parquet.home))
 
 
 def test_parquet_files_without_datasets_say_what_to_install(parquet, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(cli.Refusal, match="is parquet: pip install datasets to read it$"):
+    with pytest.raises(cli.UsageError, match="is parquet: pip install datasets to read it$"):
         data.cifar10(str(parquet.home))
 
 

@@ -57,7 +57,7 @@ def on_two_devices(patch, function, arguments, patience):
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 2)
     distributed.PATIENCE = patience
-    distributed.leave(function(patch, *arguments))
+    distributed.end_process(function(patch, *arguments))
 
 
 def launch(folder, function, command_lines, environments, patience=helpers.TIMEOUT):

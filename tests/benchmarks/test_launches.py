@@ -20,39 +20,39 @@ pytestmark = pytest.mark.slow
 JOB = ["--optimizers", "sghmc", "--epochs", "3", "--seeds", "1", "--batch-size", "32"]
 
 
-def meet(count, indices, counts=None, patience=60):
+def check_launches(count, indices, counts=None, patience=60):
     """What each of some processes, here threads, hears when they meet."""
     address = coordinator()
     counts = counts or [count] * len(indices)
     with ThreadPoolExecutor(len(indices)) as pool:
         calls = [
-            pool.submit(rendezvous.meet, address, n, index, patience)
+            pool.submit(rendezvous.check_launch, address, n, index, patience)
             for n, index in zip(counts, indices, strict=True)
         ]
         return [call.result() for call in calls]
 
 
 def test_all_come():
-    assert meet(4, [3, 1, 0, 2]) == [""] * 4
+    assert check_launches(4, [3, 1, 0, 2]) == [""] * 4
 
 
 @pytest.mark.parametrize("indices", [[0, 1, 1], [1, 0, 1]])
 def test_two_processes_of_one_index_are_told_at_once(indices):
-    assert meet(3, indices) == ["two processes have the index 1"] * 3
+    assert check_launches(3, indices) == ["two processes have the index 1"] * 3
 
 
 def test_two_processes_0_are_told_at_once():
-    assert meet(2, [0, 0]) == ["two processes have the index 0"] * 2
+    assert check_launches(2, [0, 0]) == ["two processes have the index 0"] * 2
 
 
 def test_processes_that_count_otherwise_are_told_at_once():
     sentence = "process 1 is told of 3 processes, process 0 of 2"
-    assert meet(2, [0, 1], counts=[2, 3]) == [sentence] * 2
+    assert check_launches(2, [0, 1], counts=[2, 3]) == [sentence] * 2
 
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_one_that_comes_alone_gives_up(index):
-    assert meet(2, [index], patience=0.5) == ["not all processes came within 0.5 s"]
+    assert check_launches(2, [index], patience=0.5) == ["not all processes came within 0.5 s"]
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -65,7 +65,7 @@ def test_a_stranger_at_the_port(index):
 
         threading.Thread(target=answer, daemon=True).start()
         address = "{}:{}".format(*server.getsockname())
-        said = rendezvous.meet(address, 2, index, 60)
+        said = rendezvous.check_launch(address, 2, index, 60)
     assert said.startswith(f"what answers at {address} does not wait for a process {index}")
 
 
@@ -90,14 +90,14 @@ def test_variables_that_cannot_be(monkeypatch, address, count, index, sentence, 
 
 
 def test_what_the_first_has_goes_everywhere_unchanged():
-    assert distributed.from_first(lambda: {"a": -0.0}) == {"a": -0.0}
-    distributed.agree({"--epochs": 3})
+    assert distributed.broadcast_first(lambda: {"a": -0.0}) == {"a": -0.0}
+    distributed.require_same_arguments({"--epochs": 3})
 
 
 def test_other_arguments_are_named(monkeypatch):
-    monkeypatch.setattr(distributed, "from_first", lambda make: {"--epochs": 2, "data": "x"})
-    with pytest.raises(cli.Refusal, match="^--distributed: process 0 has --epochs 2, here 3$"):
-        distributed.agree({"--epochs": 3, "data": "x"})
+    monkeypatch.setattr(distributed, "broadcast_first", lambda make: {"--epochs": 2, "data": "x"})
+    with pytest.raises(cli.UsageError, match="^--distributed: process 0 has --epochs 2, here 3$"):
+        distributed.require_same_arguments({"--epochs": 3, "data": "x"})
 
 
 def job(patch, folder, *arguments, fatal=None, fate=None):

@@ -34,9 +34,9 @@ def test_a_map_is_written_once_and_goes_on_where_it_stopped(tmp_path, monkeypatc
 
 def test_a_cyclical_sampler_averages_the_end_of_each_cycle():
     place = noise_map.Place("cyclical sghmc", 2000, 0.2, 0.0, 60)
-    kept = [epoch for epoch in range(1, 61) if noise_map.sampled(place, epoch)]
+    kept = [epoch for epoch in range(1, 61) if noise_map.is_averaged(place, epoch)]
     assert kept == [13, 14, 15, 28, 29, 30, 43, 44, 45, 58, 59, 60]
-    kept = [e for e in range(1, 61) if noise_map.sampled(place._replace(sampler="sghmc"), e)]
+    kept = [e for e in range(1, 61) if noise_map.is_averaged(place._replace(sampler="sghmc"), e)]
     assert kept == list(range(31, 61))
 
 

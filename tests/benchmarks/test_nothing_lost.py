@@ -98,8 +98,8 @@ def test_a_refused_command_writes_nothing(out, arguments, capsys):
 
 def test_repeated_names_are_refused(capsys):
     for option, values in (("--optimizers", ["adam", "adam"]), ("--temperature", ["a", "b", "a"])):
-        with pytest.raises(cli.Refusal, match=f"^{option}: {values[0]} is there twice$"):
-            cli.once(option, values)
+        with pytest.raises(cli.UsageError, match=f"^{option}: {values[0]} is there twice$"):
+            cli.require_unique(option, values)
 
 
 def test_an_earlier_result_is_kept_until_a_run_has_finished_and_then_beside(
@@ -214,12 +214,15 @@ def test_a_lock_ends_with_its_process(tmp_path):
 
 
 def test_a_checkpoint_that_the_disk_has_no_room_for(tmp_path, capsys):
-    checkpoints = checkpoint.manager(tmp_path / "run")
+    checkpoints = checkpoint.open_manager(tmp_path / "run")
     state = {"w": jnp.arange(50_000.0)}
     checkpoint.save(checkpoints, 1, state, {})
-    with largest_file(10_000), pytest.raises(cli.Refusal, match=r"run: epoch 2 is not saved: \S"):
+    with (
+        largest_file(10_000),
+        pytest.raises(cli.UsageError, match=r"run: epoch 2 is not saved: \S"),
+    ):
         checkpoint.save(checkpoints, 2, {"w": jnp.sin(state["w"])}, {})
-    checkpoints = checkpoint.manager(tmp_path / "run")
+    checkpoints = checkpoint.open_manager(tmp_path / "run")
     assert checkpoints.all_steps() == [1]
     found, _ = checkpoint.restore(checkpoints, state)
     assert checkpoint.digest(found, None) == checkpoint.digest(state, None)
@@ -260,7 +263,7 @@ def test_files_are_whole_or_as_they_were(tmp_path):
     path = tmp_path / "x.txt"
     files.write(path, "η ± √2")
     assert path.read_bytes() == "η ± √2".encode()
-    with largest_file(5), pytest.raises(cli.Refusal, match="cannot be written: File too large"):
+    with largest_file(5), pytest.raises(cli.UsageError, match="cannot be written: File too large"):
         files.write(path, "0123456789")
     assert path.read_bytes() == "η ± √2".encode()
     files.write(path, b"caf\xc3\xa9".decode("ascii", "surrogateescape"))  # as argv has it

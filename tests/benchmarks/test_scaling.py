@@ -39,7 +39,7 @@ def test_a_diffusion_sends_nothing_and_shards_draw_their_part(tmp_path):
         for row in found["rows"]:
             assert row[noise]["collectives"] == row["none"]["collectives"], (row["way"], noise)
         alone, replica, shard = (
-            scaling.added(row, noise, "operations") for row in (one, parallel, sharded)
+            scaling.increase(row, noise, "operations") for row in (one, parallel, sharded)
         )
         assert alone > found["parameters"]
         assert replica == pytest.approx(alone, rel=0.01)

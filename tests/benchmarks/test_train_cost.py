@@ -37,7 +37,7 @@ def test_our_programs_train_one_epoch_a_run(monkeypatch):
     images = np.full((200, 32, 32, 3), 255, np.uint8) * labels[:, None, None, None].astype(np.uint8)
     assert list(train_cost.optimizers()) == [f"diffopt, {noise}" for noise in NOISES]
     for tx in train_cost.optimizers().values():
-        run = train_cost.ours(tx, images, labels)
+        run = train_cost.diffopt_run(tx, images, labels)
         assert run() > 0 and run() > 0
 
 

@@ -12,21 +12,20 @@ from scipy.stats import norm, permutation_test
 
 from benchmarks.compare import options
 from benchmarks.compare.__main__ import main
-from benchmarks.compare.trial import (
-    cells,
-    cost,
-    digits,
-    escapes,
-    networks,
-    overfits,
-    panel,
-    stable,
-    statistics,
-    trial,
-    tuned,
-    tuning,
-)
 from benchmarks.lib import data, machine
+from benchmarks.trial import run as trial
+from benchmarks.trial.claims import cost, escapes, overfits, stable, tuning
+from benchmarks.trial.problems import (
+    clusters,
+    digits,
+    glass,
+    network_methods,
+    networks,
+    rastrigin,
+    search,
+    streams,
+)
+from benchmarks.trial.protocol import cells, frozen_settings, pairs, panel, verdicts
 from tests.benchmarks import helpers
 
 pytestmark = pytest.mark.slow
@@ -38,7 +37,7 @@ def entry(difference, setting="there", rival="adam", *, lower_is_better=True, sp
     """Twelve pairs whose differences scatter about a mean."""
     noise = spread * norm.ppf((np.arange(PAIRS) + 0.5) / PAIRS)
     theirs = np.linspace(1, 2, PAIRS)
-    return statistics.entry(
+    return pairs.entry(
         "escapes", setting, "error, %",
         ("sgld", theirs + difference + noise, 1.0), (rival, theirs, 2.0),
         lower_is_better=lower_is_better,
@@ -50,38 +49,38 @@ def test_p_is_the_share_of_sign_flips_that_are_as_extreme():
     expected = permutation_test(
         (values,), lambda x, axis: x.mean(axis=axis), permutation_type="samples"
     )
-    assert statistics.p_value(values) == pytest.approx(expected.pvalue)
-    assert statistics.p_value(np.ones(PAIRS)) == pytest.approx(2 / 2**PAIRS)
-    assert statistics.p_value([0.0] * PAIRS) == 1
+    assert pairs.p_value(values) == pytest.approx(expected.pvalue)
+    assert pairs.p_value(np.ones(PAIRS)) == pytest.approx(2 / 2**PAIRS)
+    assert pairs.p_value([0.0] * PAIRS) == 1
 
 
 def test_the_p_of_many_pairs_is_that_of_a_normal_mean():
     values = norm.ppf((np.arange(100) + 0.5) / 100)
     expected = 2 * norm.sf(2.0)
     error = np.sqrt(expected / 2**16)
-    p = statistics.p_value(values + 2 * np.sqrt((values**2).mean() / 96))
+    p = pairs.p_value(values + 2 * np.sqrt((values**2).mean() / 96))
     assert abs(p - expected) < 4.5 * error
 
 
 def test_an_interval_is_the_standard_error_of_a_normal_sample():
     values = norm.ppf((np.arange(400) + 0.5) / 400)
-    low, high = statistics.interval(values + 3)
+    low, high = pairs.interval(values + 3)
     error = values.std() / 20
     assert low == pytest.approx(3 - 1.96 * error, abs=0.1 * error)
     assert high == pytest.approx(3 + 1.96 * error, abs=0.1 * error)
 
 
 def test_holms_p_values():
-    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert statistics.holm([0.7, 0.8]) == [1, 1]
+    assert verdicts.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert verdicts.holm([0.7, 0.8]) == [1, 1]
 
 
 def test_an_entry_has_pairs_and_what_follows():
     found = entry(-0.5)
     assert found["difference"] == pytest.approx(-0.5)
     assert found["interval"][0] < -0.5 < found["interval"][1]
-    assert statistics.gain(found) == pytest.approx(0.5)
-    assert statistics.gain(entry(-0.5, lower_is_better=False)) == pytest.approx(-0.5)
+    assert pairs.gain(found) == pytest.approx(0.5)
+    assert pairs.gain(entry(-0.5, lower_is_better=False)) == pytest.approx(-0.5)
     assert (found["diffusion_seconds"], found["rival_seconds"]) == (1.0, 2.0)
     with pytest.raises(ValueError, match="escapes, there: values must be finite pairs"):
         entry(np.nan)
@@ -99,32 +98,35 @@ def test_an_entry_has_pairs_and_what_follows():
 )
 def test_a_setting_holds_only_if_every_rival_is_beaten(differences, verdict):
     entries = [entry(d, rival=f"rival {i}") for i, d in enumerate(differences)]
-    assert {each["verdict"] for each in statistics.judge(entries)} == {verdict}
+    assert {each["verdict"] for each in verdicts.judge(entries)} == {verdict}
 
 
 def test_verdicts_are_corrected_for_the_number_of_settings():
     weak = entry(-0.095)
     assert 0.005 < weak["p"] < 0.01
-    assert statistics.judge([weak])[0]["verdict"] == "holds"
-    both = statistics.judge([weak, entry(0.0, "elsewhere")])
+    assert verdicts.judge([weak])[0]["verdict"] == "holds"
+    both = verdicts.judge([weak, entry(0.0, "elsewhere")])
     assert [each["verdict"] for each in both] == ["open", "open"]
 
 
 def test_the_energy_of_a_glass_by_brute_force():
-    J = escapes.couplings(jax.random.key(1), 3, 10)
+    J = glass.couplings(jax.random.key(1), 3, 10)
     assert np.allclose(J, J.swapaxes(1, 2)) and not np.diagonal(J, axis1=1, axis2=2).any()
     spins = np.array(list(itertools.product((1.0, -1.0), repeat=10)))
     energies = -0.5 * np.einsum("si,kij,sj->ks", spins, J, spins) / 10
     hp = {"learning_rate": 0.3, "temperature": 0.8, "chains": 16}
-    shape = dict(name="glass", dimensions=10, instances=3, chains=16, length=200)
+    shape = dict(dimensions=10, instances=3, chains=16, length=200)
     traced = {name: value for name, value in hp.items() if name != "chains"}
-    found = escapes.search(J, jax.random.key(2), traced, method=escapes.DIFFUSION, **shape)
+    found = search.run_chains(
+        J, jax.random.key(2), traced, landscape=glass.GLASS,
+        make=escapes.METHODS[escapes.DIFFUSION], **shape,
+    )  # fmt: skip
     assert np.allclose(found, energies.min(1), atol=1e-5)
 
     theta = jnp.asarray(np.where(spins[:50] > 0, 1.0, -1.0)) * jnp.pi / 2
-    at_start = escapes.glass_energy(J, jnp.broadcast_to(theta, (3, 50, 10))) / 10
+    at_start = glass.energy(J, jnp.broadcast_to(theta, (3, 50, 10))) / 10
     assert np.allclose(at_start, energies[:, :50], atol=1e-5)
-    quenched = escapes.quench(J, jnp.broadcast_to(theta, (3, 50, 10)))
+    quenched = glass.quench(J, jnp.broadcast_to(theta, (3, 50, 10)))
     flipped = energies.reshape(3, *[2] * 10)
     minima = np.ones_like(flipped, bool)
     for axis in range(1, 11):
@@ -135,20 +137,25 @@ def test_the_energy_of_a_glass_by_brute_force():
 
 
 def test_the_gradient_of_a_glass():
-    J = escapes.couplings(jax.random.key(1), 2, 8)
+    J = glass.couplings(jax.random.key(1), 2, 8)
     theta = jax.random.normal(jax.random.key(2), (2, 3, 8))
     energy = lambda theta: -0.5 * jnp.einsum("kci,kij,kcj->", jnp.sin(theta), J, jnp.sin(theta))
-    mine = jax.grad(lambda theta: escapes.glass_energy(J, theta).sum())(theta)
+    mine = jax.grad(lambda theta: glass.energy(J, theta).sum())(theta)
     assert np.allclose(mine, jax.grad(energy)(theta), atol=1e-5)
 
 
 @pytest.mark.parametrize("method", [*escapes.METHODS, escapes.HOPPING])
 def test_each_method_descends_on_rastrigin(method):
     hp = {"learning_rate": 0.002, "temperature": 1.0, "kick": 0.5}
-    start = escapes.LANDSCAPES["rastrigin"].start(jax.random.key(0), (2, 4, 3))
-    shape = dict(name="rastrigin", dimensions=3, instances=2, chains=4, length=50)
-    found = escapes.search(None, jax.random.key(0), hp, method=method, **shape, descents=4)
-    assert (found >= 0).all() and found.mean() < escapes.rastrigin(None, start).mean()
+    landscape = rastrigin.RASTRIGIN
+    start = landscape.start(jax.random.key(0), (2, 4, 3))
+    shape = dict(landscape=landscape, dimensions=3, instances=2, chains=4, length=50)
+    if method == escapes.HOPPING:
+        least = search.hop_basins(None, jax.random.key(0), hp, **shape, descents=4)
+    else:
+        make = escapes.METHODS[method]
+        least = search.run_chains(None, jax.random.key(0), hp, **shape, make=make)
+    assert (least >= 0).all() and least.mean() < landscape.energy(None, start).mean()
 
 
 def lennard_jones(r):
@@ -166,18 +173,18 @@ def icosahedron(radius):
 def test_the_lowest_cluster_of_13_atoms_is_an_icosahedron():
     x = icosahedron(1.08)
     distances = np.linalg.norm(x[:, None] - x, axis=-1)[np.triu_indices(13, 1)]
-    at_start = escapes.cluster_energy(None, jnp.asarray(x.ravel()))
+    at_start = clusters.energy(None, jnp.asarray(x.ravel()))
     assert np.allclose(at_start, lennard_jones(distances).sum(), rtol=1e-5)
     scattered = x.ravel() + 0.1 * np.random.default_rng(0).normal(size=(2, 3, 39))
-    found = escapes.settle(None, jnp.asarray(scattered, jnp.float32))
+    found = clusters.settle(None, jnp.asarray(scattered, jnp.float32))
     assert found.shape == (2, 1) and np.allclose(found, -44.3268, atol=1e-3)
 
 
 @pytest.mark.parametrize("r", [0.0, 0.3, 0.899, 0.901, 1.1, 1.25])
 def test_forces_between_atoms_are_finite_and_right_where_minima_are(r):
-    energy, force = jax.value_and_grad(
-        lambda r: escapes.cluster_energy(None, jnp.array([r, *[0.0] * 5]))
-    )(r)
+    energy, force = jax.value_and_grad(lambda r: clusters.energy(None, jnp.array([r, *[0.0] * 5])))(
+        r
+    )
     exact = jax.grad(lennard_jones)(max(r, 0.9)) * min(1, r / 0.9)  # the tangent in r²
     assert np.isfinite(energy) and np.allclose(force, exact, rtol=1e-4)
     if r > 0.9:
@@ -185,18 +192,18 @@ def test_forces_between_atoms_are_finite_and_right_where_minima_are(r):
 
 
 def test_atoms_start_in_the_ball_that_holds_them():
-    x = escapes.start_cluster(jax.random.key(0), (100, 4, 78)).reshape(-1, 3)
+    x = clusters.start(jax.random.key(0), (100, 4, 78)).reshape(-1, 3)
     radii = np.linalg.norm(x, axis=-1) / 26 ** (1 / 3)
     assert radii.max() < 1
     assert abs((radii**3).mean() - 0.5) < 4.5 * (12 * len(x)) ** -0.5  # uniform
     one = jnp.array([[3.0, 0.0, 0.0]])  # in the ball of 1 a single atom has no energy
-    assert np.allclose(escapes.cluster_energy(None, one), (9 - 1) ** 2)
+    assert np.allclose(clusters.energy(None, one), (9 - 1) ** 2)
 
 
 def test_descents_of_chains_are_on_their_own():
-    cluster = escapes.LANDSCAPES["cluster"]
+    cluster = clusters.CLUSTER
     x = cluster.start(jax.random.key(0), (2, 3, 21))
-    fall = lambda x: escapes.descend(cluster.descent, cluster, None, x, 300)
+    fall = lambda x: search.descend(cluster.descent, cluster.energy, None, x, 300)
     together, alone = fall(x), fall(x[1:, 2:])
     energy = cluster.energy(None, together)
     assert np.allclose(energy[1, 2], cluster.energy(None, alone)[0, 0], atol=1e-3)
@@ -263,7 +270,7 @@ def test_the_cnn_learns_one_seed_after_another_as_it_does_vmapped(monkeypatch):
     assert (error < 20).all()
     at_once, *_ = networks.predictions(task._replace(vmapped=True), run)
     assert np.allclose(found["average"], at_once["average"], atol=1e-4)
-    unseen, *_ = networks.predictions(task, run, tested=False)
+    unseen, *_ = networks.predictions(task, run, with_tests=False)
     assert unseen["last"].shape == (2, 200, 10)
     assert np.allclose(unseen["last"], found["last"][:, :200], atol=1e-4)
 
@@ -285,7 +292,7 @@ def test_the_job_tries_claims_on_cifar10(tmp_path, monkeypatch):
     helpers.make_small(monkeypatch)
     monkeypatch.setattr(data, "cifar10", lambda folder: dataset)
     monkeypatch.setattr(data, "out_of_distribution", lambda name: dataset.test_images[:50])
-    monkeypatch.setitem(overfits.SIZES["CIFAR-10"], "quick", networks.Size(2, 4))
+    monkeypatch.setitem(networks.SIZES["CIFAR-10"], "quick", networks.Size(2, 4))
     arguments = ["--dataset", "cifar10", "--data-dir", tmp_path, "--claims", "overfits", "--quick"]
     arguments += ["--epochs", "1", "--optimizers", "sgd", "--out", tmp_path]
     assert helpers.status(main, *arguments) == 0
@@ -307,11 +314,11 @@ def test_a_diverged_network_predicts_all_classes_alike():
 def test_a_stream_changes_or_does_not():
     amount = {"tasks": 4, "first_seed": 0, "seeds": 2}
     sgd, hp = stable.RIVALS["sgd"], {"learning_rate": 0.1}
-    changing = stable.follow(sgd, hp, changes=True, **amount)["values"]
-    staying = stable.follow(sgd, hp, changes=False, **amount)["values"]
+    changing = streams.follow(sgd, hp, changes=True, **amount)["values"]
+    staying = streams.follow(sgd, hp, changes=False, **amount)["values"]
     assert np.mean(staying["late"]) > np.mean(changing["late"]) + 5
     assert np.mean(staying["change"]) > 5
-    still = stable.follow(sgd, hp | {"weight_decay": 1e-3}, changes=True, **amount)["values"]
+    still = streams.follow(sgd, hp | {"weight_decay": 1e-3}, changes=True, **amount)["values"]
     assert still["late"] != changing["late"]
 
 
@@ -334,7 +341,7 @@ def test_the_cost_is_that_of_the_noise_over_sgd(monkeypatch):
 def test_the_memory_of_a_step_is_that_of_the_compiled_program(monkeypatch):
     name = cost.CONTROLS[0]
     monkeypatch.setitem(cost.SIZES, "quick", cost.Size(2, 1, (name,), ("rademacher",)))
-    (row,) = cost.memory("quick", cells.keeper(None))
+    (row,) = cost.memory("quick", cells.open_store(None))
     assert row["setting"] == f"{name}, rademacher noise"
     assert row["parameters"] == sum(x.size for x in jax.tree.leaves(cost.dense().params))
     assert row["sgd_bytes"] > 4 * row["parameters"]
@@ -356,7 +363,7 @@ def test_cells_are_kept_on_disk(tmp_path):
         return {"values": {"x": [1.0]}, "seconds": 2.0}
 
     for _ in range(2):
-        keep = cells.keeper(tmp_path)
+        keep = cells.open_store(tmp_path)
         assert keep("a", [1], compute) == keep("a", [1], compute)
     assert len(calls) == 1
     keep("a", [2], compute)
@@ -366,11 +373,11 @@ def test_cells_are_kept_on_disk(tmp_path):
 @pytest.mark.parametrize("damage", ["", "[]", "{}", '{"result": 1, "made_by": {"cpu": "another"}}'])
 def test_cells_that_are_damaged_or_of_another_machine_are_computed_anew(tmp_path, damage):
     result = {"values": {"x": [1.0]}, "seconds": 2.0}
-    cells.keeper(tmp_path)("a", [1], lambda: result)
+    cells.open_store(tmp_path)("a", [1], lambda: result)
     (file,) = tmp_path.iterdir()
     file.write_text(damage)
     said = []
-    assert cells.keeper(tmp_path, said.append)("a", [1], lambda: result) == result
+    assert cells.open_store(tmp_path, said.append)("a", [1], lambda: result) == result
     assert said == ["a, run 1"] and json.loads(file.read_text())["result"] == result
 
 
@@ -394,7 +401,7 @@ def test_a_trial_that_is_stopped_computes_no_more_cells(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "cores", lambda: 2)
     monkeypatch.setattr(escapes, "run", lambda size, keep: [])
     monkeypatch.setattr(stable, "run", run)
-    found = trial.run(["escapes", "stable"], "quick", tmp_path, lambda text: None)
+    found = trial.try_claims(["escapes", "stable"], "quick", tmp_path, lambda text: None)
     assert next(found) == {"claims": []}
     assert begun.wait(60)
     found.close()
@@ -404,14 +411,14 @@ def test_a_trial_that_is_stopped_computes_no_more_cells(tmp_path, monkeypatch):
 
 
 def test_tuning_keeps_every_trial_and_chooses_the_least(tmp_path, monkeypatch):
-    monkeypatch.setattr(tuned, "FILE", tmp_path / "settings.json")
+    monkeypatch.setattr(frozen_settings, "FILE", tmp_path / "settings.json")
     fake = lambda record, task: record(
         "here", "adam", [({"lr": 1}, 3.0), ({"lr": 2}, float("nan"))]
     )
     monkeypatch.setattr(overfits, "tune", fake)
-    trial.tune(["overfits", "cost"], lambda text: None)
-    assert tuned.load("overfits") == {"here": {"adam": {"lr": 1}}}
-    found = json.loads(tuned.FILE.read_text())["overfits"]
+    trial.tune_claims(["overfits", "cost"], lambda text: None)
+    assert frozen_settings.load("overfits") == {"here": {"adam": {"lr": 1}}}
+    found = json.loads(frozen_settings.FILE.read_text())["overfits"]
     assert [each["score"] for each in found["trials"]] == [3.0, None]
 
 
@@ -420,16 +427,16 @@ def test_frozen_settings_are_there_for_all_that_is_run(size):
     """Every claim but the cost, whose results are made up."""
 
     def keep(name, what, compute):
-        names = [f"{m}, {p}" for m in overfits.METRICS for p in networks.PREDICTORS]
+        names = [f"{m}, {p}" for m in network_methods.METRICS for p in networks.PREDICTORS]
         values = {n: list(range(PAIRS)) for n in [*names, "energy", "late", "change"]}
         return {"values": values, "seconds": 1.0}
 
     cifar10 = networks.DIGITS._replace(name="CIFAR-10")
     tried = [(claim, ()) for claim in ("escapes", "stable", "overfits", "tuning")]
     for claim, of in tried + [(claim, (cifar10,)) for claim in trial.ON_CIFAR10]:
-        found = statistics.judge(trial.CLAIMS[claim].run(size, keep, *of))
+        found = verdicts.judge(trial.CLAIMS[claim].run(size, keep, *of))
         assert {each["claim"] for each in found} == {claim}
-        (summary,) = panel.summarize(found, trial.CONTROLS)
+        (summary,) = verdicts.summarize(found, trial.CONTROLS)
         assert not of or all(each["setting"].startswith("CIFAR-10, ") for each in found)
         assert size == "quick" or any(setting.control for setting in summary.settings)
 
@@ -439,12 +446,12 @@ def made_up(verdict_of_control="fails"):
     found = []
     for claim, controls in trial.CONTROLS.items():
         mine = [entry(-0.5, "somewhere"), entry(0.5, f"{controls[0]} x")]
-        found += [each | {"claim": claim} for each in statistics.judge(mine)]
+        found += [each | {"claim": claim} for each in verdicts.judge(mine)]
     return found
 
 
 def test_a_claim_holds_whatever_its_control_says(tmp_path):
-    summaries = panel.summarize(made_up(), trial.CONTROLS)
+    summaries = verdicts.summarize(made_up(), trial.CONTROLS)
     assert [summary.verdict for summary in summaries] == ["holds"] * 5
     lines = panel.lines(summaries)
     assert len(lines) == 10 and "(control)" in lines[1][2]

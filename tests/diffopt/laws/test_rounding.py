@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import diffopt
-from benchmarks.low_precision import SPACING, nearest, stochastic
+from benchmarks.bfloat16 import SPACING, nearest, stochastic
 
 pytestmark = pytest.mark.slow
 

@@ -1,1 +1,0 @@
-"""The five claims on trial, each in the regime that decides it: a file a claim."""

@@ -1,0 +1,1 @@
+"""The article's five claims on trial: `claims` over `problems` over `protocol`, called by `run`."""

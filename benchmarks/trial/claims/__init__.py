@@ -1,0 +1,1 @@
+"""The claims, a file each: where a claim is tried, its rivals, its controls and its picture."""

@@ -1,0 +1,276 @@
+"""Does noise escape from minima? Rugged landscapes, at equal numbers of gradients.
+
+The ground state of a Sherrington-Kirkpatrick spin glass, whose spins are sin θ, and the minimum of
+Rastrigin's function. The diffusion is `baoab`, cooled to 0; its rivals start again from elsewhere,
+or hop from basin to basin. In full `sgld` is tried too, and replica exchange. Whatever each has
+found is finished alike: a glass by flipping single spins as long as one lowers the energy, a
+cluster by a descent. The controls: a small glass, whose ground state all find; Rastrigin's
+function, whose minima are one kick from each other; in full clusters of Lennard-Jones atoms, which
+basin hopping was made for; a network on clean digits.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import diffopt
+
+from ...lib import plots
+from ...lib.plots import plt
+from ..problems import network_methods, networks, search
+from ..problems.clusters import CLUSTER
+from ..problems.glass import GLASS
+from ..problems.landscape import Landscape
+from ..problems.rastrigin import RASTRIGIN
+from ..protocol import frozen_settings
+from ..protocol.cells import Keep, Record, Result, Settings, grid, run_timed
+from ..protocol.pairs import Entry, entry
+
+DIFFUSION, OVERDAMPED, REPLICAS = "baoab, annealed", "sgld, annealed", "baoab, replica exchange"
+DIFFUSIONS = (DIFFUSION, OVERDAMPED, REPLICAS)
+
+
+def replicas(hp: Settings, chains: int, key: jax.Array) -> optax.GradientTransformation:
+    """Each instance's chains on a ladder of temperatures, geometric and down to a quarter."""
+    ladder = jnp.geomspace(hp["temperature"] / 4, hp["temperature"], chains)
+    sampler = partial(diffopt.baoab, friction=0.5)
+    tx = diffopt.replica_exchange(sampler, hp["learning_rate"], ladder, key=key)
+    return search.vmap_leading_axis(tx)
+
+
+# each of (hyperparameters, steps, chains, key)
+METHODS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    DIFFUSION: lambda hp, steps, chains, key: diffopt.baoab(
+        hp["learning_rate"],
+        optax.linear_schedule(hp["temperature"], 0.0, steps),
+        friction=0.5,
+        key=key,
+    ),
+    OVERDAMPED: lambda hp, steps, chains, key: diffopt.sgld(
+        hp["learning_rate"], optax.linear_schedule(hp["temperature"], 0.0, steps), key=key
+    ),
+    REPLICAS: lambda hp, steps, chains, key: replicas(hp, chains, key),
+    "gradient descent, restarts": lambda hp, *_: optax.sgd(hp["learning_rate"]),
+    "momentum, restarts": lambda hp, *_: optax.sgd(hp["learning_rate"], momentum=0.9),
+    "adam, restarts": lambda hp, *_: optax.adam(hp["learning_rate"]),
+}
+HOPPING = "basin hopping"
+RIVALS = (*(name for name in METHODS if name not in DIFFUSIONS), HOPPING)
+SCORED_BY = "mean least energy of 8 instances"
+CONTROLS = ("glass of 25 spins", "digits, a network", "Rastrigin", "Lennard-Jones")
+
+
+class Place(NamedTuple):
+    """A setting: a landscape, its size, gradients for each instance, whose settings it has."""
+
+    setting: str
+    landscape: Landscape
+    dimensions: int
+    gradients: int
+    tuned_as: str
+    saving: int = 1  # the diffusion has so many times fewer gradients
+    diffusion: str = DIFFUSION
+
+
+GLASS_100 = Place("glass of 100 spins", GLASS, 100, 16_000, "glass of 100 spins")
+GLASS_400 = Place("glass of 400 spins", GLASS, 400, 16_000, "glass of 400 spins")
+QUARTER = GLASS_400._replace(
+    setting="glass of 400 spins, a quarter of the rivals' gradients", saving=4
+)
+RASTRIGIN_10 = Place("Rastrigin in 10 dimensions", RASTRIGIN, 10, 128_000, "Rastrigin")
+SMALL_GLASS = Place(CONTROLS[0], GLASS, 25, 16_000, "glass of 100 spins")
+# some more than basin hopping needs to find the lowest cluster of 13 atoms, and of 26 most times
+CLUSTER_13 = Place("Lennard-Jones, 13 atoms", CLUSTER, 39, 2_000, "Lennard-Jones, 13 atoms")
+CLUSTER_26 = Place("Lennard-Jones, 26 atoms", CLUSTER, 78, 32_000, "Lennard-Jones, 26 atoms")
+
+
+class Size(NamedTuple):
+    """What is run."""
+
+    instances: int
+    places: tuple[Place, ...]
+    network: bool  # the control on digits
+
+
+SIZES = {
+    "quick": Size(12, (GLASS_100, SMALL_GLASS), network=False),
+    "default": Size(
+        16,
+        (GLASS_100, GLASS_400, QUARTER, RASTRIGIN_10, SMALL_GLASS),
+        network=True,
+    ),
+    "full": Size(
+        32,
+        (
+            GLASS_100,
+            GLASS_400._replace(setting="glass of 200 spins", dimensions=200),
+            GLASS_400,
+            QUARTER,
+            GLASS_400._replace(setting="glass of 800 spins", dimensions=800),
+            RASTRIGIN_10._replace(setting="Rastrigin in 5 dimensions", dimensions=5),
+            RASTRIGIN_10,
+            RASTRIGIN_10._replace(setting="Rastrigin in 20 dimensions", dimensions=20),
+            GLASS_400._replace(setting="glass of 400 spins, sgld", diffusion=OVERDAMPED),
+            GLASS_400._replace(setting="glass of 400 spins, replica exchange", diffusion=REPLICAS),
+            RASTRIGIN_10._replace(setting="Rastrigin in 10 dimensions, sgld", diffusion=OVERDAMPED),
+            CLUSTER_13,
+            CLUSTER_26,
+            SMALL_GLASS,
+        ),
+        network=True,
+    ),
+}
+
+
+def find_least(
+    place: Place, method: str, hp: Settings, *, gradients: int, instances: int, seed: int
+) -> Result:
+    """The least energy that a method finds in each instance."""
+    key = jax.random.key(seed)
+    data = place.landscape.data(key, instances, place.dimensions)
+    chains = hp["chains"]
+    static = dict(
+        landscape=place.landscape, dimensions=place.dimensions, instances=instances, chains=chains
+    )
+    traced = {name: value for name, value in hp.items() if name not in ("chains", "length")}
+    arguments = data, jax.random.fold_in(key, 1), traced
+    if method == HOPPING:
+        static["length"] = length = hp["length"]
+        energies, seconds = run_timed(
+            search.hop_basins, *arguments, static=static, descents=gradients // (chains * length)
+        )
+    else:
+        static |= {"length": gradients // chains, "make": METHODS[method]}
+        energies, seconds = run_timed(search.run_chains, *arguments, static=static)
+    rounded = np.round(energies.astype(float), 6)  # the same spins have the same energy
+    return {"values": {"energy": rounded.tolist()}, "seconds": seconds}
+
+
+def run(size: str, keep: Keep) -> list[Entry]:
+    """The entries of the claim."""
+    chosen = SIZES[size]
+    entries = []
+    for place in chosen.places:
+        results = {}
+        settings = frozen_settings.load("escapes")[place.tuned_as]
+        for method in (place.diffusion, *RIVALS):
+            hp = settings[method]
+            gradients = place.gradients // (place.saving if method == place.diffusion else 1)
+            amount = {"gradients": gradients, "instances": chosen.instances, "seed": 0}
+            result = keep(
+                f"{place.landscape.name} {place.dimensions}, {method}",
+                [hp, amount],
+                partial(find_least, place, method, hp, **amount),
+            )
+            results[method] = (method, result["values"]["energy"], result["seconds"])
+        metric = place.landscape.metric
+        entries += [
+            entry(
+                "escapes", place.setting, metric, results[place.diffusion], results[rival],
+                lower_is_better=True,
+            )
+            for rival in RIVALS
+        ]  # fmt: skip
+    if chosen.network:
+        # the article's CNN, with compilation, is too long for the default
+        task = networks.digits_with_cnn() if size == "full" else networks.DIGITS
+        entries += network_methods.compare(
+            "escapes", task, CONTROLS[1] + (" of convolutions" if size == "full" else ""), "error",
+            network_methods.LAST, frozen_settings.load(f"{task.prefix}overfits")["0 %"], 0.0,
+            networks.SIZES[task.name][size], keep,
+        )  # fmt: skip
+    return entries
+
+
+def gaps(entries: Sequence[Entry]) -> dict[str, dict[int, list[Entry]]]:
+    """The entries by landscape and dimension, of landscapes that were tried in some dimensions.
+
+    At the same number of gradients in all of them.
+    """
+    by_size: dict[str, dict[int, list[Entry]]] = {}
+    for place in SIZES["full"].places:
+        mine = [each for each in entries if each["setting"] == place.setting]
+        if mine and place.saving == 1 and place.diffusion == DIFFUSION:
+            title = f"{place.landscape.name.capitalize()}, {place.gradients:,} gradients"
+            by_size.setdefault(title, {})[place.dimensions] = mine
+    return {title: dict(sorted(of.items())) for title, of in by_size.items() if len(of) > 1}
+
+
+def plot_gaps(by_size: dict[str, dict[int, list[Entry]]], path: Path) -> None:
+    """How far each rival ends above the diffusion, against the dimension, with its interval."""
+    size = (5.2 * len(by_size) + 2.5, 3.9)
+    fig, axes = plt.subplots(1, len(by_size), figsize=size, layout="constrained", squeeze=False)
+    colors = (plots.BLUE, plots.GREEN, plots.ORANGE, plots.VIOLET)
+    for ax, (title, of) in zip(axes.flat, by_size.items(), strict=True):
+        for rival, color in zip(RIVALS, colors, strict=True):
+            mine = [each for entries in of.values() for each in entries if each["rival"] == rival]
+            above = [-each["difference"] for each in mine]
+            ends = [[-end for end in each["interval"]] for each in mine]
+            ax.plot(list(of), above, "o-", color=color, label=rival, linewidth=1.8)
+            ax.vlines(list(of), *np.transpose(ends), color=color)
+        ax.axhline(0, color=plots.LIGHT, linewidth=1)
+        ax.set(title=title, xlabel="dimension", xscale="log")
+        ax.set_xticks(list(of), map(str, of))
+        ax.minorticks_off()
+        ax.grid(**plots.GRID)
+    axes[0, 0].set_ylabel("energy above the diffusion's")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    plots.save(fig, path)
+
+
+def tune(record: Record) -> None:
+    """Twelve trials of each method, on eight instances that the trial does not have."""
+    glass = {
+        DIFFUSION: grid(learning_rate=[0.2, 0.3, 0.4], temperature=[0.5, 0.8], chains=[4, 16]),
+        OVERDAMPED: grid(learning_rate=[0.1, 0.2, 0.4], temperature=[0.5, 0.8], chains=[4, 16]),
+        REPLICAS: grid(learning_rate=[0.3, 0.4], temperature=[0.4, 0.6, 0.8], chains=[4, 8]),
+        "gradient descent, restarts": grid(
+            learning_rate=[0.3, 0.6, 1.0, 2.0], chains=[256, 1024, 4096]
+        ),
+        "momentum, restarts": grid(learning_rate=[0.3, 0.6, 1.0, 2.0], chains=[256, 1024, 4096]),
+        "adam, restarts": grid(learning_rate=[0.1, 0.3, 1.0, 3.0], chains=[256, 1024, 4096]),
+        HOPPING: grid(kick=[0.1, 0.2, 0.3], length=[25, 50], chains=[16, 64]),
+    }
+    hills = {
+        DIFFUSION: grid(learning_rate=[0.02, 0.04], temperature=[3.0, 10.0, 30.0], chains=[4, 16]),
+        OVERDAMPED: grid(
+            learning_rate=[0.001, 0.002], temperature=[3.0, 10.0, 30.0], chains=[4, 16]
+        ),
+        "gradient descent, restarts": grid(
+            learning_rate=[0.001, 0.002, 0.004, 0.01], chains=[64, 512, 2048]
+        ),
+        "momentum, restarts": grid(
+            learning_rate=[0.0005, 0.001, 0.002, 0.005], chains=[64, 512, 2048]
+        ),
+        "adam, restarts": grid(learning_rate=[0.03, 0.1, 0.3, 1.0], chains=[64, 512, 2048]),
+        HOPPING: grid(kick=[0.3, 0.5, 0.8, 1.2], length=[25, 50, 100], chains=[4]),
+    }
+    clusters = {
+        DIFFUSION: grid(learning_rate=[0.02, 0.03, 0.04], temperature=[0.3, 0.6], chains=[1, 4]),
+        "gradient descent, restarts": grid(
+            learning_rate=[0.0005, 0.001, 0.002, 0.004], chains=[4, 32, 256]
+        ),
+        "momentum, restarts": grid(learning_rate=[0.001, 0.002, 0.004, 0.008], chains=[4, 32, 256]),
+        "adam, restarts": grid(learning_rate=[0.03, 0.1, 0.3, 1.0], chains=[4, 32, 256]),
+        HOPPING: grid(kick=[0.2, 0.3, 0.4], length=[50, 100], chains=[1, 4]),
+    }
+    for place, grids in (
+        (GLASS_100, glass),
+        (GLASS_400, glass),
+        (RASTRIGIN_10, hills),
+        (CLUSTER_13, clusters),
+        (CLUSTER_26, clusters),
+    ):
+        for method, points in grids.items():
+            amount = {"gradients": place.gradients, "instances": 8, "seed": 1000}
+            energies = [
+                find_least(place, method, hp, **amount)["values"]["energy"] for hp in points
+            ]
+            scores = [float(np.mean(each)) for each in energies]
+            record(place.tuned_as, method, list(zip(points, scores, strict=True)))

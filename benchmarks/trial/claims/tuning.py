@@ -1,0 +1,139 @@
+"""Does noise make tuning easier? How much of a grid of step sizes and weight decays is good.
+
+Digits, and CIFAR-10 where it is named, with 40 % wrong labels, at every point of a grid of two
+decades each. The share of the grid within 2 points of the accuracy of the best of all optimizers,
+and within 5 % of its NLL. The temperature is the same at every point, fixed beforehand: 1/N on
+digits, a tenth of that on CIFAR-10, where 1/N is too hot for the network to learn. SGHMC has
+momentum's grid, around the point that was tuned for momentum; AdamW has its own. The control is the
+tuned point with clean labels.
+"""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...lib import plots
+from ...lib.plots import plt
+from ..problems import network_methods, networks
+from ..problems.networks import DIGITS, Run, Size, Task
+from ..protocol import frozen_settings
+from ..protocol.cells import Keep
+from ..protocol.pairs import Entry, entry
+
+WRONG = 0.4
+RIVALS = ("momentum", "adamw")
+CONTROLS = ("clean labels", "CIFAR-10, clean labels")
+# how many times colder than 1/N, and what it is called
+COLDER = {"digits": (1, "sghmc at T = 1/N"), "CIFAR-10": (10, "sghmc at T = 1/(10 N)")}
+SCALES = (0.1, 1.0, 10.0)
+METRICS = {
+    "error": "share of the grid within 2 points of the best, %",
+    "NLL": "share of the grid within 5 % of the best NLL, %",
+}
+SIZES: dict[str, dict[str, tuple[Size, ...]]] = {
+    "digits": {
+        "quick": (Size(10, 12),),
+        "default": (Size(30, 16),),
+        "full": (Size(30, 32), Size(150, 32)),
+    },
+    "CIFAR-10": {
+        "quick": (Size(2, 12),),
+        "default": (Size(6, 12),),
+        "full": (Size(30, 12),),
+    },
+}
+
+
+def points(task: Task, method: str) -> list[dict[str, float]]:
+    """The grid of a method: step sizes times weight decays, the steps outside."""
+    own = method if method in RIVALS else "momentum"
+    center = frozen_settings.load(f"{task.prefix}overfits")["40 %"][own]
+    colder, _ = COLDER[task.name]
+    noise = {} if method in RIVALS else {"temperature": 1 / (colder * task.train)}
+    return [
+        {
+            "learning_rate": step * center["learning_rate"],
+            "weight_decay": decay * center["weight_decay"],
+        }
+        | noise
+        for step, decay in itertools.product(SCALES, SCALES)
+    ]
+
+
+def maps(size: Size, keep: Keep, task: Task) -> tuple[dict[str, Any], dict[str, float]]:
+    """For each method its values of each metric, `[points, seeds]`, and the seconds."""
+    values: dict[str, Any] = {}
+    seconds = {}
+    for method in (COLDER[task.name][1], *RIVALS):
+        optimizer = method if method in RIVALS else "sghmc"
+        runs = [
+            Run(optimizer, {"epochs": size.epochs} | hp, WRONG, 0, size.seeds)
+            for hp in points(task, method)
+        ]
+        cells = [networks.test_once(keep, task, run) for run in runs]
+        values[method] = {
+            metric: np.array([cell["values"][metric] for cell in cells])
+            for metric in cells[0]["values"]
+        }
+        seconds[method] = sum(cell["seconds"] for cell in cells)
+    return values, seconds
+
+
+def share_near_best(values: dict[str, np.ndarray], metric: str) -> dict[str, list[float]]:
+    """For each method the share of its points near the best, in percent, one a seed.
+
+    The best is that of the means over seeds, of all methods; `values` are `[points, seeds]`.
+    """
+    best = min(each.mean(1).min() for each in values.values())
+    near = best + 2 if metric == "error" else 1.05 * best
+    return {name: (100 * (each <= near).mean(0)).tolist() for name, each in values.items()}
+
+
+def run(size: str, keep: Keep, task: Task = DIGITS) -> list[Entry]:
+    """The entries of the claim."""
+    entries = []
+    _, diffusion = COLDER[task.name]
+    for each in SIZES[task.name][size]:
+        values, seconds = maps(each, keep, task)
+        for metric, predictor in itertools.product(METRICS, ("average", "last")):
+            name = f"{metric}, {predictor}"
+            shares = share_near_best({m: of[name] for m, of in values.items()}, metric)
+            setting = f"{task.prefix}{each.epochs} epochs, {predictor}: {metric}"
+            ours = (diffusion, shares[diffusion], seconds[diffusion])
+            entries += [
+                entry("tuning", setting, METRICS[metric], ours,
+                      (rival, shares[rival], seconds[rival]), lower_is_better=False)
+                for rival in RIVALS
+            ]  # fmt: skip
+        if size == "quick":
+            continue
+        best = frozen_settings.load(f"{task.prefix}overfits")["0 %"]
+        setting = f"{task.prefix}clean labels at the tuned point, {each.epochs} epochs: error"
+        entries += network_methods.compare(
+            "tuning", task, setting, "error",
+            network_methods.AVERAGE,
+            best, 0.0, each, keep,
+        )  # fmt: skip
+    return entries
+
+
+def plot_maps(values: dict[str, Any], path: Path, task: Task) -> None:
+    """Mean test error of the average over the grid of each method, side by side."""
+    fig, axes = plt.subplots(1, len(values), figsize=(12, 3.9), layout="constrained")
+    errors = {method: of["error, average"].mean(1).reshape(3, 3) for method, of in values.items()}
+    least = min(float(each.min()) for each in errors.values())
+    for ax, (method, grid) in zip(axes, errors.items(), strict=True):
+        ax.imshow(grid, cmap="RdYlGn_r", vmin=least, vmax=least + 20, origin="lower")
+        for (i, j), error in np.ndenumerate(grid):
+            weight = "bold" if error <= least + 2 else "normal"
+            ax.text(j, i, f"{error:.1f}", ha="center", va="center", fontweight=weight)
+        steps, decays = (
+            list(dict.fromkeys(f"{point[name]:.2g}" for point in points(task, method)))
+            for name in ("learning_rate", "weight_decay")
+        )
+        ax.set_xticks(range(3), decays)
+        ax.set_yticks(range(3), steps)
+        ax.set(title=method, xlabel="weight decay", ylabel="step size")
+    plots.save(fig, path)

@@ -1,0 +1,1 @@
+"""What claims are tried on: landscapes, networks and streams, and how each is run."""

@@ -1,0 +1,1 @@
+"""How any claim is tried: pairs and their statistics, verdicts, stored cells, frozen settings."""
