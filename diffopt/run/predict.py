@@ -92,7 +92,11 @@ def predictions(
         raise ValueError("no sample is finite: every chain diverged, or no slot is filled")
     if not chosen.all():
         samples = jax.tree.map(lambda s: s[chosen], samples)
-    return _each(fn, samples, args, batch_size or 1)
+
+    def predict(samples: Any, args: Any) -> Any:
+        return jax.lax.map(lambda sample: fn(sample, *args), samples, batch_size=batch_size or 1)
+
+    return compile_program(predict, samples, args)(samples, args)
 
 
 def _one_axis(samples: Any) -> tuple[Any, jax.Array]:
@@ -121,11 +125,6 @@ def _check_arguments(fn: Any, batch_size: int | None) -> None:
         raise TypeError(f"fn must be a function, got {fn!r}")
     if batch_size is not None:
         check_int("batch_size", batch_size, least=1)
-
-
-@partial(jax.jit, static_argnames=("fn", "batch_size"))
-def _each(fn: Callable[..., Any], samples: Any, args: Any, batch_size: int) -> Any:
-    return jax.lax.map(lambda sample: fn(sample, *args), samples, batch_size=batch_size)
 
 
 def _mean_dtype(dtype: Any) -> Any:
