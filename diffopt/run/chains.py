@@ -1,5 +1,7 @@
 """Many chains in one program: their keys, their number and the devices that share them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -119,3 +121,18 @@ def share_chains(num_chains: int, params: Params) -> Mesh | None:
             return None
     number = max(n for n in range(1, len(devices) + 1) if num_chains % n == 0)
     return None if number == 1 else Mesh(np.array(devices[:number]), ("chain",))
+
+
+@contextmanager
+def own_mesh(tree: Any) -> Iterator[None]:
+    """The mesh over which the chains of `tree` are shared, in place of one that the user has set.
+
+    Under a mesh of explicit axes JAX refuses arrays that lie on another.
+    """
+    for leaf in jax.tree.leaves(tree):
+        mesh = getattr(getattr(leaf, "sharding", None), "mesh", None)
+        if isinstance(mesh, Mesh) and mesh.axis_names == ("chain",):
+            with jax.set_mesh(mesh):
+                yield
+            return
+    yield

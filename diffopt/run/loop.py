@@ -116,6 +116,18 @@ EACH, ALL = PartitionSpec("chain"), PartitionSpec()
 CARRY_AXES: Any = Carry(EACH, RunState(EACH, ALL, EACH, ALL, EACH), EACH, EACH)  # type: ignore[arg-type]
 
 
+def place_state(state: RunState | None, mesh: Mesh) -> RunState | None:
+    """`state` on the devices of `mesh`, which may be others than those of the run before."""
+    if state is None:
+        return None
+    axes = CARRY_AXES.state
+    state = state._replace(**{
+        name: jax.device_put(getattr(state, name), NamedSharding(mesh, getattr(axes, name)))
+        for name in state._fields
+    })  # fmt: skip
+    return state
+
+
 def take_step(
     tx: optax.GradientTransformation,
     loss: Loss,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..inputs.scalars import check_int
+from .chains import own_mesh
 from .collect import CollectState, is_finite
 from .program import compile_program
 from .results import Samples
@@ -52,9 +53,10 @@ def predictive(
       [3.0, 30.0]
     """
     _check_arguments(fn, batch_size)
-    operands = *_one_axis(samples), args
     mean = partial(_average, fn, batch_size or 1)
-    return compile_program(mean, *operands)(*operands)
+    with own_mesh(samples):
+        operands = *_one_axis(samples), args
+        return compile_program(mean, *operands)(*operands)
 
 
 def predictions(
@@ -86,17 +88,18 @@ def predictions(
       ((3, 2), [2.0, 20.0])
     """
     _check_arguments(fn, batch_size)
-    samples, good = _one_axis(samples)
-    chosen = np.asarray(good)
-    if not chosen.any():
-        raise ValueError("no sample is finite: every chain diverged, or no slot is filled")
-    if not chosen.all():
-        samples = jax.tree.map(lambda s: s[chosen], samples)
 
     def predict(samples: Any, args: Any) -> Any:
         return jax.lax.map(lambda sample: fn(sample, *args), samples, batch_size=batch_size or 1)
 
-    return compile_program(predict, samples, args)(samples, args)
+    with own_mesh(samples):
+        samples, good = _one_axis(samples)
+        chosen = np.asarray(good)
+        if not chosen.any():
+            raise ValueError("no sample is finite: every chain diverged, or no slot is filled")
+        if not chosen.all():
+            samples = jax.tree.map(lambda s: s[chosen], samples)
+        return compile_program(predict, samples, args)(samples, args)
 
 
 def _one_axis(samples: Any) -> tuple[Any, jax.Array]:

@@ -21,10 +21,21 @@ from ..inputs.keys import check_key, derive_key
 from ..inputs.scalars import check_int, check_stage
 from ..inputs.trees import check_inexact, check_like
 from .batches import count_examples, doubt_mean, shape_batch
-from .chains import count_chains, derive_chain_keys, share_chains
+from .chains import count_chains, derive_chain_keys, own_mesh, share_chains
 from .collect import LAST
 from .gradients import GradientEstimator
-from .loop import ALL, EACH, Carry, Meter, Plan, RunState, advance, begin, exact_or_same
+from .loop import (
+    ALL,
+    EACH,
+    Carry,
+    Meter,
+    Plan,
+    RunState,
+    advance,
+    begin,
+    exact_or_same,
+    place_state,
+)
 from .program import compile_program
 from .progress import end_progress, hear_interrupts, show_progress
 from .results import Samples, average_over_moving, gather
@@ -211,11 +222,39 @@ def sample(
         if batch_size is not None:
             early_doubt = doubt_mean(loss, first_chain, data, batch_size)
     if plan.mesh is not None:
-        data, estimator = jax.device_put((data, estimator), NamedSharding(plan.mesh, ALL))
-        params = jax.device_put(params, NamedSharding(plan.mesh, EACH if has_chain_axis else ALL))
+        everywhere, shared = NamedSharding(plan.mesh, ALL), NamedSharding(plan.mesh, EACH)
+        data, estimator, examples_key = jax.device_put((data, estimator, examples_key), everywhere)
+        params = jax.device_put(params, shared if has_chain_axis else everywhere)
+        chain_keys, state = jax.device_put(chain_keys, shared), place_state(state, plan.mesh)
     if early_doubt is not None:
         warnings.warn(early_doubt, stacklevel=2)
     start = params, state, chain_keys, examples_key, data, estimator
+    with own_mesh(params):
+        samples, doubts, error = _run(plan, draw_steps, start, num_steps, base, progress, on_draw)
+    if error is not None:
+        error.samples = samples  # type: ignore[attr-defined]
+        error.add_note("The draws until then are in the attribute `samples` of this error.")
+        raise error
+    for doubt in doubts:
+        try:
+            warnings.warn(doubt, stacklevel=2)
+        except Warning as raised:
+            raised.samples = samples  # type: ignore[attr-defined]
+            raise
+    return samples
+
+
+def _run(
+    plan: Plan,
+    draw_steps: Sequence[int],
+    start: tuple[Any, ...],
+    num_steps: int,
+    base: int,
+    progress: bool,
+    on_draw: Callable[[int, Any], Any] | None,
+) -> tuple[Samples, list[str], Exception | None]:
+    """Chunk after chunk until all is done: what came out, what to doubt, what `on_draw` raised."""
+    *_, data, estimator = start
     carry: Carry = compile_program(partial(begin, plan), *start)(*start)
 
     done, length = 0, 1
@@ -255,18 +294,8 @@ def sample(
         records = jax.tree.map(lambda *s: np.concatenate(s, axis=1), *pieces)
     else:
         records = _take_first(carry.kept.samples, bisect.bisect_left(draw_steps, done))
-    samples, doubts = gather(carry, records, base, done, num_steps, num_examples)
-    if error is not None:
-        error.samples = samples  # type: ignore[attr-defined]
-        error.add_note("The draws until then are in the attribute `samples` of this error.")
-        raise error
-    for doubt in doubts:
-        try:
-            warnings.warn(doubt, stacklevel=2)
-        except Warning as raised:
-            raised.samples = samples  # type: ignore[attr-defined]
-            raise
-    return samples
+    samples, doubts = gather(carry, records, base, done, num_steps, plan.num_examples)
+    return samples, doubts, error
 
 
 def _check_arguments(

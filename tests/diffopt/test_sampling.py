@@ -539,6 +539,20 @@ np.testing.assert_allclose(
     diffopt.predictive(jnp.sin, many), np.sin(many.draws).mean((0, 1)), rtol=1e-5
 )
 
+eight = run(num_steps=5, num_chains=8)
+without = lambda tree: jax.tree.map(lambda p: p[1:], tree)  # a chain that is left out
+state = eight.state._replace(
+    opt_state=without(eight.state.opt_state), origin=without(eight.state.origin)
+)
+seven = run(params=without(eight.params), num_steps=5, state=state)
+assert seven.draws.shape == (7, 5, 3) and len(seven.draws.sharding.device_set) == 7
+for kind in jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit:
+    with jax.set_mesh(jax.make_mesh((8,), ("data",), axis_types=(kind,))):
+        under = run(num_steps=5, num_chains=8)
+        mean = diffopt.predictive(jnp.sin, under)
+    np.testing.assert_array_equal(under.draws, eight.draws)
+    np.testing.assert_allclose(mean, np.sin(eight.draws).mean((0, 1)), rtol=1e-5)
+
 before = signal.getsignal(signal.SIGINT)
 def stop(step, draw):
     if step == 20:
