@@ -164,8 +164,13 @@ def keep(
         lambda s: s,
         samples,
     )
-    after = jnp.where(step == LAST, LAST - every, step) + 1  # at the end, a period again
-    return CollectState(samples, count + due.astype(count.dtype), after, diverged)
+    count = count + due.astype(count.dtype)
+    return CollectState(samples, count, advance_step(step, every), diverged)
+
+
+def advance_step(step: jax.Array, every: int) -> jax.Array:
+    """The number of the next update; at the end of the int32, a period again."""
+    return jnp.where(step == LAST, LAST - every, step) + 1
 
 
 def _check_like_samples(params: Any, samples: Any) -> None:

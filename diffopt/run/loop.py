@@ -15,7 +15,7 @@ from ..samplers.low_precision import add_residual
 from ..temperature import kinetic_temperature
 from .batches import Epoch, next_batch, start_epoch
 from .chains import is_key
-from .collect import LAST, CollectState, collect, is_finite, keep
+from .collect import LAST, CollectState, advance_step, collect, is_finite, keep
 from .gradients import GradientEstimator
 
 
@@ -54,7 +54,7 @@ class Record(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """Losses that were not finite at finite parameters, `[chain]`: how many, and the first."""
+    """Losses that were not finite, `[chain]`: how many, and the step of the first."""
 
     count: jax.Array  # type: ignore[assignment]
     first: jax.Array
@@ -70,8 +70,9 @@ class Carry(NamedTuple):
 
 
 class Meter(NamedTuple):
-    """Sums over the steps of a chunk, `[chain]`, for the line of progress."""
+    """Sums over the records of a chunk, and their number, `[chain]`, for the line of progress."""
 
+    steps: jax.Array
     loss: jax.Array
     configurational: jax.Array
     kinetic: jax.Array | None
@@ -188,6 +189,51 @@ def take_batch(
     return epoch, (jax.tree.map(lambda x: x[index], data),), 0
 
 
+def step_chains(
+    plan: Plan,
+    params: Params,
+    state: RunState,
+    data: Batch,
+    estimator: GradientEstimator | None,
+    chains: jax.Array,
+) -> tuple[Params, RunState, jax.Array, Updates]:
+    """One step of all chains: parameters and state after it, losses and gradients before."""
+    epoch, batch, axis = take_batch(plan, state.epoch, chains, data)
+
+    def step(params: Params, opt_state: State, estimator_state: State, batch: Any) -> Any:
+        return take_step(
+            plan.tx, plan.loss, params, opt_state, *batch,
+            estimator=estimator, estimator_state=estimator_state,
+        )  # fmt: skip
+
+    after, opt_state, estimator_state, losses, grads = jax.vmap(step, (0, 0, 0, axis))(
+        params, state.opt_state, state.estimator_state, batch
+    )
+    state = state._replace(
+        opt_state=opt_state,
+        step=optax.safe_increment(state.step),
+        epoch=epoch,
+        estimator_state=estimator_state,
+    )
+    return after, state, losses, grads
+
+
+def measure(
+    plan: Plan, params: Params, state: RunState, losses: jax.Array, grads: Updates
+) -> Record:
+    """The record of all chains at `params`, before the step that took these gradients."""
+
+    def record(params: Params, opt_state: State, origin: Params, loss: Any, grads: Updates) -> Any:
+        return Record(
+            draw=plan.transform(exact_or_same(params, opt_state)),
+            loss=loss,
+            configurational=configurational_by_leaf(params, origin, grads),
+            kinetic=kinetic_or_none(opt_state),
+        )
+
+    return jax.vmap(record)(params, state.opt_state, state.origin, losses, grads)
+
+
 def begin(
     plan: Plan,
     params: Params,
@@ -211,8 +257,13 @@ def begin(
         estimator_state = None if estimator is None else jax.vmap(estimator.init)(params)
         zero = jnp.zeros([], jnp.int32)
         state = RunState(opt_state, zero, params, epoch, estimator_state)
-    record = jax.eval_shape(lambda: one_step(plan, params, state, data, estimator)[2])
-    record = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), record)
+
+    def one_record() -> Record:
+        chains = jnp.arange(plan.num_chains)
+        _, _, losses, grads = step_chains(plan, params, state, data, estimator, chains)
+        return measure(plan, params, state, losses, grads)
+
+    record = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one_record))
     kept = jax.vmap(_keeper(plan).init)(record)
     none = jnp.zeros(plan.num_chains, jnp.int32)
     carry = jax.tree.map(jnp.copy, Carry(params, state, kept, Losses(none, none - 1)))
@@ -223,41 +274,6 @@ def begin(
     return jax.lax.with_sharding_constraint(carry, shardings)
 
 
-def one_step(
-    plan: Plan,
-    params: Params,
-    state: RunState,
-    data: Batch,
-    estimator: GradientEstimator | None,
-    chains: jax.Array | None = None,
-) -> tuple[Params, RunState, Record]:
-    """One step of all chains, and the record of the point where it began."""
-    if chains is None:
-        chains = jnp.arange(len(jax.tree.leaves(params)[0]))
-    epoch, batch, axis = take_batch(plan, state.epoch, chains, data)
-
-    def chain_step(
-        params: Params, opt_state: State, origin: Params, estimator_state: State, batch: Any
-    ) -> Any:
-        after, opt_state_after, estimator_state, value, grads = take_step(
-            plan.tx, plan.loss, params, opt_state, *batch,
-            estimator=estimator, estimator_state=estimator_state,
-        )  # fmt: skip
-        record = Record(
-            draw=plan.transform(exact_or_same(params, opt_state)),
-            loss=value,
-            configurational=configurational_by_leaf(params, origin, grads),
-            kinetic=kinetic_or_none(opt_state),
-        )
-        return after, opt_state_after, estimator_state, record
-
-    after, opt_state, estimator_state, record = jax.vmap(chain_step, (0, 0, 0, 0, axis))(
-        params, state.opt_state, state.origin, state.estimator_state, batch
-    )
-    step = optax.safe_increment(state.step)
-    return after, RunState(opt_state, step, state.origin, epoch, estimator_state), record
-
-
 def advance(
     plan: Plan,
     carry: Carry,
@@ -266,7 +282,10 @@ def advance(
     base: jax.Array,
     length: jax.Array,
 ) -> tuple[Carry, Meter]:
-    """`length` steps further; `base` steps were taken before this run."""
+    """`length` steps further; `base` steps were taken before this run.
+
+    A record is made at every step of `every`, of those before the first draw too, and no other.
+    """
 
     def run(
         carry: Carry, data: Batch, estimator: Any, base: jax.Array, length: jax.Array
@@ -278,25 +297,34 @@ def advance(
         if plan.where is not None:
             schedule = plan.where
             where = lambda step: schedule(jnp.where(step > LAST - base, LAST, base + step))
+        keep_record = lambda record, finite, kept: keep(
+            record, finite, kept, plan.capacity, plan.burn_in, plan.every, where
+        )
 
         def step(_: Any, carry_and_meter: Any) -> tuple[Carry, Meter]:
             (params, state, kept, nonfinite), meter = carry_and_meter
-            if plan.burn_in > 1:  # by then near: from afar, the temperature would be all noise
-                near = state.step - base == plan.burn_in // 2
-                origin = jax.tree.map(lambda p, o: jnp.where(near, p, o), params, state.origin)
-                state = state._replace(origin=origin)
-            after, state, record = one_step(plan, params, state, data, estimator, chains)
-            finite = jax.vmap(is_finite)(params)
-            place = plan.capacity, plan.burn_in, plan.every, where
-            keep_record = lambda record, finite, kept: keep(record, finite, kept, *place)
-            bad = finite & ~jnp.isfinite(record.loss)
+            after, state_after, losses, grads = step_chains(
+                plan, params, state, data, estimator, chains
+            )
+
+            def record_all(kept: CollectState, meter: Meter) -> tuple[CollectState, Meter]:
+                record = measure(plan, params, state, losses, grads)
+                kept = jax.vmap(keep_record)(record, jax.vmap(is_finite)(params), kept)
+                seen = Meter(jnp.ones([], jnp.int32), *record[1:])
+                return kept, jax.tree.map(lambda m, s: m + s.astype(m.dtype), meter, seen)
+
+            def pass_over(kept: CollectState, meter: Meter) -> tuple[CollectState, Meter]:
+                return kept._replace(step=advance_step(kept.step, plan.every)), meter
+
+            at = kept.step[0]
+            due = (at - plan.burn_in) % plan.every == 0
+            bad = ~jnp.isfinite(losses)
             nonfinite = Losses(
                 nonfinite.count + bad.astype(jnp.int32),
-                jnp.where(bad & (nonfinite.first < 0), kept.step, nonfinite.first),
+                jnp.where(bad & (nonfinite.first < 0), at, nonfinite.first),
             )
-            kept = jax.vmap(keep_record)(record, finite, kept)
-            meter = jax.tree.map(lambda m, s: m + s.astype(m.dtype), meter, Meter(*record[1:]))
-            return Carry(after, state, kept, nonfinite), meter
+            kept, meter = jax.lax.cond(due, record_all, pass_over, kept, meter)
+            return Carry(after, state_after, kept, nonfinite), meter
 
         if plan.leaves_device:
             empty = jax.vmap(_keeper(plan).init)(
@@ -305,8 +333,11 @@ def advance(
             kept = carry.kept._replace(samples=empty.samples, count=empty.count)
             carry = carry._replace(kept=kept)
         zero = lambda s: jnp.zeros((s.shape[0], *s.shape[2:]), jnp.float32)
-        meter = jax.tree.map(zero, Meter(*carry.kept.samples[1:]))
-        return jax.lax.fori_loop(0, length, step, (carry, meter))
+        sums = jax.tree.map(zero, carry.kept.samples[1:])
+        carry, meter = jax.lax.fori_loop(
+            0, length, step, (carry, Meter(jnp.zeros([], jnp.int32), *sums))
+        )
+        return carry, meter._replace(steps=jnp.broadcast_to(meter.steps, carry.kept.count.shape))
 
     if plan.mesh is not None:
         run = jax.shard_map(

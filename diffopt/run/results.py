@@ -69,10 +69,10 @@ class Samples(NamedTuple):
       temperatures: `Temperatures` at each draw; `temperatures.average()` is to be compared with T.
       params: the last parameters, `[chain, ...]`, to go on from.
       state: a `RunState`, to go on from.
-      diverged: for each chain the steps that it had taken where its parameters first were not
-        finite, or -1. Its draws from there on are NaN.
-      nonfinite_losses: for each chain at how many steps the loss was not finite, though the
-        parameters were.
+      diverged: for each chain the steps that it had taken where its parameters were first seen not
+        to be finite, at a step of `every` or at the end, or -1. Its draws from there on are NaN.
+      nonfinite_losses: for each chain at how many steps the loss was not finite; where the chain
+        has not diverged, at finite parameters.
     """
 
     draws: Any

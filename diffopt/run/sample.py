@@ -255,6 +255,7 @@ def _run(
 ) -> tuple[Samples, list[str], Exception | None]:
     """Chunk after chunk until all is done: what came out, what to doubt, what `on_draw` raised."""
     *_, data, estimator = start
+    burn_in = plan.burn_in
     carry: Carry = compile_program(partial(begin, plan), *start)(*start)
 
     done, length = 0, 1
@@ -266,6 +267,11 @@ def _run(
     with hear_interrupts() as interrupted:
         while done < num_steps and not interrupted and error is None:
             length = min(length, num_steps - done)
+            if done < burn_in // 2:
+                length = min(length, burn_in // 2 - done)
+            elif 0 < done == burn_in // 2:  # near by now: from afar a temperature is all noise
+                origin = jax.tree.map(jnp.copy, carry.params)
+                carry = carry._replace(state=carry.state._replace(origin=origin))
             first = bisect.bisect_left(draw_steps, done)
             if on_draw is not None and first + plan.capacity < len(draw_steps):
                 length = min(length, draw_steps[first + plan.capacity] - done)
@@ -282,7 +288,7 @@ def _run(
                 except Exception as raised:
                     error = raised
             if show is not None:
-                show(done, _describe(meter, length, carry))
+                show(done, _describe(meter, carry))
             if (np.asarray(carry.kept.diverged) >= 0).all():
                 break
             seconds = time.perf_counter() - clock
@@ -411,11 +417,14 @@ def _take_draw(samples: Any, i: int) -> Any:
     return jax.tree.map(lambda s: s[:, i], samples)
 
 
-def _describe(meter: Meter, length: int, carry: Carry) -> str:
-    """The loss and the temperatures of a chunk, means over its steps and over the finite chains."""
+def _describe(meter: Meter, carry: Carry) -> str:
+    """The loss and the temperatures of a chunk, means over its records and the finite chains."""
+    number = np.asarray(meter.steps)[0]
+    if not number:
+        return ""
     temperatures = [average_over_moving(meter.configurational, carry.params, carry.state.origin)]
     if meter.kinetic is not None:
         temperatures.append(meter.kinetic)
-    mean = lambda x: np.mean(x[np.isfinite(x)]) / length if np.isfinite(x).any() else np.nan
+    mean = lambda x: np.mean(x[np.isfinite(x)]) / number if np.isfinite(x).any() else np.nan
     shown = " / ".join(f"{mean(np.asarray(t)):.3g}" for t in temperatures)
     return f"loss {mean(np.asarray(meter.loss)):.4g} temperature {shown}"
