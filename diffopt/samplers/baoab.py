@@ -9,7 +9,7 @@ import optax
 from .._types import Noise
 from ..inputs.scalars import as_float, check_number, check_scalar, root, value_at
 from .base import sampler
-from .underdamped import UnderdampedState, start_with_mass_1
+from .underdamped import UnderdampedState, change_units, start
 
 
 def baoab(
@@ -92,9 +92,10 @@ def baoab(
         gamma = as_float(friction)
         c = jnp.exp(-gamma * h)
         scale = root(-jnp.expm1(-2 * gamma * h) * T)
-        kicked = jax.tree.map(lambda g, v: v - h * g, g, state.velocity)
+        state, a, b = change_units(state, jnp.ones([]), h / 2)
+        kicked = jax.tree.map(lambda g, v: a * v - (h - b) * g, g, state.velocity)
         velocity = jax.tree.map(lambda v, xi: c * v + scale * xi, kicked, xi)
         moves = jax.tree.map(lambda v, w: h / 2 * (v + w), kicked, velocity)
         return moves, state._replace(velocity=velocity)
 
-    return sampler(step, start_with_mass_1, key=key, noise=noise)
+    return sampler(step, start, key=key, noise=noise)

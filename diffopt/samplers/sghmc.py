@@ -3,12 +3,13 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from .._types import Noise
 from ..inputs.scalars import as_float, check_number, check_scalar, ratio, root, value_at
 from .base import sampler
-from .underdamped import UnderdampedState, start
+from .underdamped import UnderdampedState, change_units, start
 
 
 def sghmc(
@@ -89,10 +90,16 @@ def sghmc(
     def step(g: Any, xi: Any, state: UnderdampedState) -> tuple[Any, UnderdampedState]:
         eta, T = value_at(learning_rate, state.count), value_at(temperature, state.count)
         m = as_float(momentum)
+        moves = eta > 0
+        mass = jnp.where(moves, ratio(1 + m, 2 * eta), state.mass)
+        half_kick = jnp.where(moves, eta / (1 + m), state.half_kick)
+        state, a, b = change_units(state, mass, half_kick)
+        keep, kick = jnp.where(moves, m * a, 1), jnp.where(moves, eta - m * b, 0)
         scale = root(2 * (1 - m) * eta * T)
         velocity = jax.tree.map(
-            lambda g, xi, v: m * v - eta * g + scale * xi, g, xi, state.velocity
+            lambda g, xi, v: keep * v - kick * g + scale * xi, g, xi, state.velocity
         )
-        return velocity, state._replace(velocity=velocity, mass=ratio(1 + m, 2 * eta))
+        updates = jax.tree.map(lambda v: jnp.where(moves, v, 0), velocity)
+        return updates, state._replace(velocity=velocity)
 
     return sampler(step, start, key=key, noise=noise)

@@ -10,7 +10,7 @@ from .._types import Noise
 from ..inputs.scalars import as_float, check_number, check_scalar, ratio, root, value_at
 from ..inputs.trees import mean_product
 from .base import sampler
-from .underdamped import start
+from .underdamped import scale_between, start_velocity
 
 
 class ThermostatState(NamedTuple):
@@ -22,6 +22,7 @@ class ThermostatState(NamedTuple):
       velocity: v, with the structure, shapes and dtypes of the parameters.
       mass: the mass M of the last step, a scalar: M v² is on average the temperature.
       friction: the thermostat α, a scalar; the next step keeps 1 - α of the velocity.
+      learning_rate: η of the last step, a scalar.
     """
 
     count: jax.Array  # type: ignore[assignment]
@@ -29,6 +30,12 @@ class ThermostatState(NamedTuple):
     velocity: Any
     mass: jax.Array
     friction: jax.Array
+    learning_rate: jax.Array
+
+    @property
+    def half_kick(self) -> jax.Array:
+        """c of the last step, 1/(2M): v - c ∇L(θ) is the velocity at θ, whose mean given θ is 0."""
+        return ratio(1, 2 * self.mass)
 
 
 def sgnht(
@@ -128,20 +135,29 @@ def sgnht(
 
     def init(params: Any, count: jax.Array, key: jax.Array) -> ThermostatState:
         friction = as_float(1 - momentum).astype(jnp.float32)
-        return ThermostatState(*start(params, count, key), friction)
+        zero = jnp.zeros([], jnp.float32)
+        return ThermostatState(count, key, start_velocity(params), zero, friction, zero)
 
     def step(g: Any, xi: Any, state: ThermostatState) -> tuple[Any, ThermostatState]:
         eta, T = value_at(learning_rate, state.count), value_at(temperature, state.count)
         m = as_float(momentum)
         alpha = jnp.where(T > 0, state.friction, 1 - m)
         scale = root(2 * (1 - m) * eta * T)
+        moves, before = eta > 0, state.learning_rate
+        now = jnp.where(moves, eta, before).astype(jnp.float32)
+        a = scale_between(before, now)
+        b = jnp.where(before == 0, 0, (now - a * before) / (2 - alpha))
+        keep = jnp.where(moves, (1 - alpha) * a, 1)
+        kick = jnp.where(moves, eta - (1 - alpha) * b, 0)
         velocity = jax.tree.map(
-            lambda g, xi, v: (1 - alpha) * v - eta * g + scale * xi, g, xi, state.velocity
+            lambda g, xi, v: keep * v - kick * g + scale * xi, g, xi, state.velocity
         )
-        mass = ratio(2 - alpha, 2 * eta)
+        updates = jax.tree.map(lambda v: jnp.where(moves, v, 0), velocity)
+        mass = jnp.where(moves, ratio(2 - alpha, 2 * eta), state.mass)
         K = mass * mean_product(velocity, velocity)
         drive = jnp.where(eta * T > 0, ratio(K, T) - 1, 0)
         alpha = 1 / jnp.maximum(1 / alpha - drive / 2, 1)
-        return velocity, state._replace(velocity=velocity, mass=mass, friction=alpha)
+        state = state._replace(velocity=velocity, mass=mass, friction=alpha, learning_rate=now)
+        return updates, state
 
     return sampler(step, init, key=key, noise=noise)
