@@ -32,7 +32,8 @@ def baoab(
         θ ← θ + h v / 2                              A
 
     The half kicks at the end of one step and at the start of the next are at the same θ, and are
-    taken as one: one gradient a step, and the positions are those of BAOAB.
+    taken as one: one gradient a step, and the positions are those of BAOAB. Where a schedule
+    changes h, each half has the size of its own step.
 
     The stationary density of θ is proportional to exp(-L(θ)/T) and that of v is N(0, T), with an
     error of weak order 2 (of order 4 in θ when the friction is large). On L = kθ²/2 there is

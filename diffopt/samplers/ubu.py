@@ -34,7 +34,8 @@ def ubu(
 
     The half step U at the end of one step and that at the start of the next are taken as one, so
     that the parameters are where UBU takes its gradients, in the middle of its steps. It is
-    `baoab` but for a shorter drift and the second increment.
+    `baoab` but for a shorter drift and the second increment. v stands behind θ by the kick c∇L with
+    c = h/2 (1 - coth x + 1/x), near half of one; where a schedule changes h, v ← v + (c' - c)∇L.
 
     Its paths are those of the diffusion with an error of strong order 2: √E|θ - θ(t)|² = O(h²) for
     the same Brownian path, with an error of O(h) in v, which stands half a kick behind. The
