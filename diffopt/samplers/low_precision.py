@@ -173,8 +173,8 @@ def low_precision(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Let a sampler or an optimizer work on bfloat16 or float16 parameters as on float32 ones.
 
-    It goes outermost: `low_precision(optax.chain(...))`, not `optax.chain(low_precision(...), ...)`.
-    A transformation after it, as `optax.scale`, changes updates that are rounded already: the
+    It goes outermost: `low_precision(optax.chain(...))`, not `chain(low_precision(...), ...)`. A
+    transformation after it, as `optax.scale`, changes updates that are rounded already: the
     residual no longer belongs to the parameters, which train wrongly, and `exact_params` agrees
     with them.
 
@@ -200,8 +200,9 @@ def low_precision(
     together hold 22 bits and an update far below what float32 keeps moves θ on average. The grain
     of float32 in r is the limit: each step moves θ up by 2⁻²⁶ of the spacing on average, 1 % of an
     update of 2⁻¹⁹ of it (1.5·10⁻⁸ at 1.3 in bfloat16), and an update below 2⁻²⁵ of it is right in
-    size no more. One update loses something: where it takes a parameter to less than half its size, |u| > |p|/2, it is rounded to
-    the dtype of the updates, because p + update could not be a finer number.
+    size no more. One update loses something: where it takes a parameter to less than half its size,
+    |u| > |p|/2, it is rounded to the dtype of the updates, because p + update could not be a finer
+    number.
     `docs/derivations.md` says why 14 bits, why p is rounded at random, and what it costs.
 
     The wrapped transformation sees float32 gradients and the exact θ as its parameters, and its

@@ -69,9 +69,9 @@ def replica_exchange(
     noise it has found. Velocities stand half a kick behind the positions; a swap completes it with
     the gradients that `update` is given, scales, and takes it back, so that every rung keeps its
     law also with a swap tried at each step. What changes gradients inside `sampler`, such as
-    clipping or a prior, is not seen here: put the prior into the loss. A law that is off T by the
-    step size, as those of `sgld`, `sghmc` and `ubu`, is left as it is only up to that error, because
-    Metropolis' rule goes by T.
+    clipping or a prior, is not seen here: put the prior into the loss. Where a law is off T by the
+    step size, as those of `sgld`, `sghmc` and `ubu`, swaps keep it up to a part of that error,
+    because Metropolis' rule goes by T.
 
     Each chain differs by its noise alone, so a loop is that of one chain under `jax.vmap`: see the
     example. What couples parameters, as clipping by a global norm, goes into `sampler`. The losses
@@ -283,7 +283,9 @@ def _exchange(states: Any, grads: Any, factors: jax.Array, source: jax.Array) ->
         def scale(path: Any, v: jax.Array) -> jax.Array:
             along = lambda x: x.reshape(-1, *[1] * (v.ndim - 1))
             g = at_path.get(jax.tree_util.keystr(path))
-            if jnp.shape(g) != v.shape:  # a sampler of a part, or of another form of the parameters
+            if (
+                g is None or jnp.shape(g) != v.shape
+            ):  # a sampler of a part, or of another form of the parameters
                 return along(factors) * v
             return along(factors) * v + along(half_kick * (1 - factors)) * g
 

@@ -43,14 +43,14 @@ def sghmc(
     T + ησ² / (2(1 - m)): lower η, or use `sgnht`.
 
     Where a schedule changes η, v is first taken into the units of the new step, √(η'/η) times what
-    it was (to be exact, v ← c'∇L + √(η'/η) (v - c∇L) with c = η/(1 + m): v stands half a kick behind
-    θ). So the chain stays at T, and Var θ goes over to that of the present η, however far η jumps.
+    it was (to be exact, v ← c'∇L + √(η'/η) (v - c∇L) with c = η/(1 + m), as v stands half a kick
+    behind θ). So the chain stays at T, and Var θ goes over to that of the present η, however far η jumps.
     Where η is 0 nothing moves, and v waits.
 
     With a constant η it is `optax.sgd(η, momentum=m)` at T = 0, and also
     `chain(langevin((1 - m) T, learning_rate=η), optax.sgd(η, momentum=m))`: the same step with the
-    factor 1 - m left to the user. Under a schedule it is neither: `optax.sgd` takes η'/η in place of
-    √(η'/η), so that velocities lose heat while η falls and gain it while η rises. `sghmc(η, T,
+    factor 1 - m left to the user. Under a schedule it is neither: `optax.sgd` takes η'/η in place
+    of √(η'/η), so that velocities lose heat while η falls and gain it while η rises. `sghmc(η, T,
     momentum=0)` is `sgld(η, T)` under any.
 
     Memory: one velocity for each parameter, as `optax.sgd` with momentum. Choose it to sample

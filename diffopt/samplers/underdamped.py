@@ -45,9 +45,9 @@ def start_velocity(params: Any) -> Any:
 def change_units(
     state: UnderdampedState, mass: jax.Array, half_kick: jax.Array
 ) -> tuple[UnderdampedState, jax.Array, jax.Array]:
-    """The state with the mass and the half kick of this step, and a and b: its velocity is a v + bg.
+    """The state with the mass and half kick of this step, and a and b: the velocity is now av + bg.
 
-    The velocity at θ, v - cg, keeps its temperature, Mv². Before the first step, and where nothing
+    That at θ, v - cg, keeps its temperature, Mv². Before the first step, and where nothing
     changes, a is 1 and b is 0.
     """
     mass, half_kick = (x.astype(jnp.float32) for x in (mass, half_kick))

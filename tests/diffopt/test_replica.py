@@ -123,7 +123,9 @@ def test_it_is_the_velocity_at_the_parameters_that_changes(make):
     grads = {"w": jnp.arange(12.0).reshape(4, 3) + 1, "b": jnp.ones(4, jnp.bfloat16), "none": None}
     _, state = tx.update(grads, tx.init(grads), value=-DOWNHILL)  # nobody swaps
     state = state._replace(phase=jnp.zeros_like(state.phase))
-    after = [tx.update(grads, state, value=x)[1].states.velocity["w"] for x in (DOWNHILL, -DOWNHILL)]
+    after = [
+        tx.update(grads, state, value=x)[1].states.velocity["w"] for x in (DOWNHILL, -DOWNHILL)
+    ]
     v, c = state.states.velocity["w"], np.asarray(state.states.half_kick)[:, None]
     assert (c > 0).all()
     factors = np.sqrt([2, 1 / 2, 2, 1 / 2])[:, None]
