@@ -13,6 +13,7 @@ from .inputs.trees import (
     check_inexact,
     count_degrees,
     find_states,
+    in_structure_of,
     leading_length,
     mean_product,
 )
@@ -76,6 +77,7 @@ def configurational_temperature(params: Any, grads: Any) -> Temperature:
       Really?](https://arxiv.org/abs/2002.02405), ICML 2020.
     """
     check_inexact(params)
+    grads = in_structure_of(params, grads)
     return Temperature(mean_product(params, grads), jax.tree.map(mean_product, params, grads))
 
 
@@ -93,10 +95,6 @@ def kinetic_temperature(opt_state: Any) -> Temperature:
     other at T is not at equilibrium. With both at T it may still not be: they are means over
     directions, and `sgnht` holds this one at T by making quiet directions colder than T where
     noisy ones are hotter. `gradient_noise_temperature` tells these apart.
-
-    With `sghmc` and `sgnht` M follows the present step size, while the velocities remember those
-    of some 1/(1 - m) steps: it must change little in as many, so a cycle of
-    `cyclical_schedule` has to be much longer than that.
 
     For d parameters its standard error is T √(2/d) for one state; average it over states. For a
     batch of chains, use `jax.vmap(kinetic_temperature)`.

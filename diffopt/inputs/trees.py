@@ -1,7 +1,7 @@
 """Trees of parameters: what a diffusion can move, sums over them, and how devices share them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
@@ -89,8 +89,14 @@ def leading_length(name: str, tree: Any, of: str) -> int:
 
 def find_states(opt_state: Any, *fields: str) -> list[Any]:
     """The states in the state of a transformation that have all these fields."""
+    return [state for _, state in find_states_with_path(opt_state, fields)]
+
+
+def find_states_with_path(opt_state: Any, fields: Sequence[str]) -> list[tuple[str, Any]]:
+    """The same, each with where it is in `opt_state`."""
     has_fields = lambda x: all(hasattr(x, field) for field in fields)
-    return [x for x in jax.tree.leaves(opt_state, is_leaf=has_fields) if has_fields(x)]
+    leaves = jax.tree_util.tree_leaves_with_path(opt_state, is_leaf=has_fields)
+    return [(jax.tree_util.keystr(path), x) for path, x in leaves if has_fields(x)]
 
 
 def check_structure(name: str, tree: Any, like: Any) -> None:
@@ -112,6 +118,24 @@ def check_like(name: str, tree: Any, like: Any) -> None:
                 f"{name}{jax.tree_util.keystr(path)} must have the shape {jnp.shape(leaf)}, got"
                 f" {jnp.shape(x)}"
             )
+
+
+def in_structure_of(like: Any, tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> Any:
+    """`tree` in the structure of `like` where their leaves have the same paths, else as it is.
+
+    An array of Flax NNX is a `Param` in a model and an `OptVariable` in an optimizer's state, with
+    the array at the path of either and `.value`.
+    """
+    structure: Any = jax.tree.structure(like)
+    if structure == jax.tree.structure(tree, is_leaf):
+        return tree
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf)
+    like_leaves = jax.tree_util.tree_leaves_with_path(like)
+    paths, like_paths = (
+        [jax.tree_util.keystr(path).removesuffix(".value") for path, _ in some]
+        for some in (leaves, like_leaves)
+    )
+    return structure.unflatten([leaf for _, leaf in leaves]) if paths == like_paths else tree
 
 
 def check_finite(name: str, tree: Any) -> None:

@@ -19,7 +19,7 @@ from .._types import Batch, Key, Loss, Params, Schedule
 from ..inputs.callables import check_concrete, check_estimator, check_loss, check_transformation
 from ..inputs.keys import check_key, derive_key
 from ..inputs.scalars import check_int, check_stage
-from ..inputs.trees import check_inexact, check_like
+from ..inputs.trees import check_inexact, check_like, find_states_with_path
 from .batches import count_examples, doubt_mean, shape_batch
 from .chains import count_chains, derive_chain_keys, own_mesh, share_chains
 from .collect import LAST
@@ -355,7 +355,10 @@ def _check_state(
     num_examples: int | None,
     batch_size: int | None,
 ) -> None:
-    """Raise unless `state` can go on with the rest of the arguments."""
+    """Raise unless `state` can go on with the rest of the arguments.
+
+    Warn where `optax.inject_hyperparams` keeps other numbers in `state` than `tx` has.
+    """
     for leaf in jax.tree.leaves(state.opt_state):
         if jnp.shape(leaf)[:1] != (num_chains,):
             raise ValueError(
@@ -378,6 +381,21 @@ def _check_state(
         raise TypeError(
             f"{error}; go on with the tx and the params it is of, and its estimator"
         ) from None
+    injected = partial(find_states_with_path, fields=("hyperparams", "hyperparams_states"))
+    if not injected(fresh):
+        return
+    own = lambda params: [s.hyperparams for _, s in injected(jax.vmap(tx.init)(params))]
+    of_tx = compile_program(own, params)(params)
+    for (path, held), given in zip(injected(state.opt_state), of_tx, strict=True):
+        for name in sorted(held.hyperparams.keys() - held.hyperparams_states.keys()):
+            old, new = np.asarray(held.hyperparams[name]), np.asarray(given[name])
+            if not np.array_equal(old, new):
+                old, new = (x.flat[0] if (x == x.flat[0]).all() else x for x in (old, new))
+                warnings.warn(
+                    f"{name} is {old} in state and {new} in tx: the state's counts. For that of tx"
+                    f" set samples.state.opt_state{path}.hyperparams[{name!r}], one for each chain",
+                    stacklevel=3,
+                )
 
 
 def plan_draws(

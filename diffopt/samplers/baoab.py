@@ -9,7 +9,7 @@ import optax
 from .._types import Noise
 from ..inputs.scalars import as_float, check_number, check_scalar, root, value_at
 from .base import sampler
-from .underdamped import UnderdampedState, start_with_mass_1
+from .underdamped import UnderdampedState, change_units, start
 
 
 def baoab(
@@ -32,7 +32,8 @@ def baoab(
         θ ← θ + h v / 2                              A
 
     The half kicks at the end of one step and at the start of the next are at the same θ, and are
-    taken as one: one gradient a step, and the positions are those of BAOAB.
+    taken as one: one gradient a step, and the positions are those of BAOAB. Where a schedule
+    changes h, each half has the size of its own step.
 
     The stationary density of θ is proportional to exp(-L(θ)/T) and that of v is N(0, T), with an
     error of weak order 2 (of order 4 in θ when the friction is large). On L = kθ²/2 there is
@@ -92,9 +93,10 @@ def baoab(
         gamma = as_float(friction)
         c = jnp.exp(-gamma * h)
         scale = root(-jnp.expm1(-2 * gamma * h) * T)
-        kicked = jax.tree.map(lambda g, v: v - h * g, g, state.velocity)
+        state, a, b = change_units(state, jnp.ones([]), h / 2)
+        kicked = jax.tree.map(lambda g, v: a * v - (h - b) * g, g, state.velocity)
         velocity = jax.tree.map(lambda v, xi: c * v + scale * xi, kicked, xi)
         moves = jax.tree.map(lambda v, w: h / 2 * (v + w), kicked, velocity)
         return moves, state._replace(velocity=velocity)
 
-    return sampler(step, start_with_mass_1, key=key, noise=noise)
+    return sampler(step, start, key=key, noise=noise)

@@ -50,7 +50,8 @@ def sampler(
       init: `init(params, count, key)` gives the first state, a NamedTuple with the fields `count`
         and `key` and whatever the sampler keeps. By default a `SamplerState`. A state with a
         `velocity` (a tree like the parameters) and a `mass` (a scalar) can be read by
-        `kinetic_temperature`.
+        `kinetic_temperature`, and a `half_kick` tells `replica_exchange` how far the velocity
+        stands behind the parameters (see `UnderdampedState`).
       increments: how many independent increments a step takes: where more than 1, ξ is a tuple of
         as many trees.
       key: an int or a PRNG key, typed or raw. The state's key is derived from it so that no

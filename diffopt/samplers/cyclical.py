@@ -26,8 +26,8 @@ def cyclical_schedule(peak: float | jax.Array, cycle_length: int) -> Schedule:
         csgld = diffopt.sgld(eta, temperature=lambda t: T * stage(t))
         csghmc = diffopt.sghmc(eta, temperature=lambda t: T * stage(t))
 
-    Keep samples where `stage(t)` is 1. A sampler with momentum m remembers the step sizes of some
-    1/(1 - m) steps, so C must be much larger than that.
+    Keep samples where `stage(t)` is 1. Velocities are taken into the units of each step, so that
+    samplers with momentum stay at T in every part of a cycle, and where one begins.
 
     Args:
       peak: η₀ > 0, a number or a 0-d array.

@@ -66,10 +66,12 @@ def replica_exchange(
     ladder, and the samples at `temperatures[r]` are `params[jnp.argsort(state.rung)[r]]`, for
     params and state of one update. Velocities (a field `velocity` of the sampler's state) change by
     the square root of the temperatures' ratio, and the friction of `sgnht` stays at its rung, whose
-    noise it has found. Velocities of `sghmc`, `baoab` and `ubu` stand half a kick behind the
-    positions, which a swap gets wrong by O(h): with a swap tried at each step of h = 0.3 `baoab`'s
-    variances in a double well were off by up to 2 %, with one in ten by none that was seen. `sgld`
-    may swap at each step.
+    noise it has found. Velocities stand half a kick behind the positions; a swap completes it with
+    the gradients that `update` is given, scales, and takes it back, so that every rung keeps its
+    law also with a swap tried at each step. What changes gradients inside `sampler`, such as
+    clipping or a prior, is not seen here: put the prior into the loss. Where a law is off T by the
+    step size, as those of `sgld`, `sghmc` and `ubu`, swaps keep it up to a part of that error,
+    because Metropolis' rule goes by T.
 
     Each chain differs by its noise alone, so a loop is that of one chain under `jax.vmap`: see the
     example. What couples parameters, as clipping by a global norm, goes into `sampler`. The losses
@@ -187,7 +189,7 @@ def replica_exchange(
 
         T = jnp.asarray(ladder)[rung]
         factors = jnp.sqrt(T / jnp.asarray(ladder)[state.rung])
-        states = _exchange(state.states, factors, chain[rung])
+        states = _exchange(state.states, updates, factors, chain[rung])
         move = lambda T, g, s, p, loss: make(T, jax.random.key(0)).update(g, s, p, value=loss)
         moves, states = jax.vmap(move)(T, updates, states, params, losses)
         return moves, ReplicaState(
@@ -264,20 +266,31 @@ def _log_ratios(
     return delta * gap - delta**2 * jnp.maximum(variance, 0) / 2
 
 
-def _exchange(states: Any, factors: jax.Array, source: jax.Array) -> Any:
+def _exchange(states: Any, grads: Any, factors: jax.Array, source: jax.Array) -> Any:
     """`states` after the swaps: velocities times the factor of their chain, frictions of the rung.
 
-    A thermostat's friction belongs to the temperature it has found it at: chain i takes over that
-    of chain `source[i]`.
+    It is the velocity at θ that is scaled, for which the state's `half_kick` says how much of the
+    gradient to take. A thermostat's friction belongs to the temperature it has found it at: chain i
+    takes over that of chain `source[i]`.
     """
+    at_path = {jax.tree_util.keystr(p): g for p, g in jax.tree_util.tree_leaves_with_path(grads)}
 
     def exchange(state: Any) -> Any:
         if not hasattr(state, "velocity"):
             return state
+        half_kick = getattr(state, "half_kick", jnp.zeros_like(factors))
+
+        def scale(path: Any, v: jax.Array) -> jax.Array:
+            along = lambda x: x.reshape(-1, *[1] * (v.ndim - 1))
+            g = at_path.get(jax.tree_util.keystr(path))
+            if (
+                g is None or jnp.shape(g) != v.shape
+            ):  # a sampler of a part, or of another form of the parameters
+                return along(factors) * v
+            return along(factors) * v + along(half_kick * (1 - factors)) * g
+
         with jax.numpy_dtype_promotion("standard"):  # the cast below is meant
-            scaled = jax.tree.map(
-                lambda v: v * factors.reshape(-1, *[1] * (v.ndim - 1)), state.velocity
-            )
+            scaled = jax.tree_util.tree_map_with_path(scale, state.velocity)
         state = state._replace(velocity=cast_like(scaled, state.velocity))
         return (
             state._replace(friction=state.friction[source]) if hasattr(state, "friction") else state

@@ -3,12 +3,13 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from .._types import Noise
 from ..inputs.scalars import as_float, check_number, check_scalar, ratio, root, value_at
 from .base import sampler
-from .underdamped import UnderdampedState, start
+from .underdamped import UnderdampedState, change_units, start
 
 
 def sghmc(
@@ -41,9 +42,16 @@ def sghmc(
     have variance σ² adds η²σ² to the variance of each step's noise and raises the temperature to
     T + ησ² / (2(1 - m)): lower η, or use `sgnht`.
 
-    At T = 0 it is `optax.sgd(η, momentum=m)`, and `sghmc(η, T, momentum=0)` is `sgld(η, T)`. It is
-    also `chain(langevin((1 - m) T, learning_rate=η), optax.sgd(η, momentum=m))`: the same step with
-    the factor 1 - m left to the user.
+    Where a schedule changes η, v is first taken into the units of the new step, √(η'/η) times what
+    it was (to be exact, v ← c'∇L + √(η'/η) (v - c∇L) with c = η/(1 + m), as v stands half a kick
+    behind θ). So the chain stays at T, and Var θ goes over to that of the present η, however far η jumps.
+    Where η is 0 nothing moves, and v waits.
+
+    With a constant η it is `optax.sgd(η, momentum=m)` at T = 0, and also
+    `chain(langevin((1 - m) T, learning_rate=η), optax.sgd(η, momentum=m))`: the same step with the
+    factor 1 - m left to the user. Under a schedule it is neither: `optax.sgd` takes η'/η in place
+    of √(η'/η), so that velocities lose heat while η falls and gain it while η rises. `sghmc(η, T,
+    momentum=0)` is `sgld(η, T)` under any.
 
     Memory: one velocity for each parameter, as `optax.sgd` with momentum. Choose it to sample
     from where SGD with momentum already trains well: what you tuned there holds here.
@@ -89,10 +97,16 @@ def sghmc(
     def step(g: Any, xi: Any, state: UnderdampedState) -> tuple[Any, UnderdampedState]:
         eta, T = value_at(learning_rate, state.count), value_at(temperature, state.count)
         m = as_float(momentum)
+        moves = eta > 0
+        mass = jnp.where(moves, ratio(1 + m, 2 * eta), state.mass)
+        half_kick = jnp.where(moves, eta / (1 + m), state.half_kick)
+        state, a, b = change_units(state, mass, half_kick)
+        keep, kick = jnp.where(moves, m * a, 1), jnp.where(moves, eta - m * b, 0)
         scale = root(2 * (1 - m) * eta * T)
         velocity = jax.tree.map(
-            lambda g, xi, v: m * v - eta * g + scale * xi, g, xi, state.velocity
+            lambda g, xi, v: keep * v - kick * g + scale * xi, g, xi, state.velocity
         )
-        return velocity, state._replace(velocity=velocity, mass=ratio(1 + m, 2 * eta))
+        updates = jax.tree.map(lambda v: jnp.where(moves, v, 0), velocity)
+        return updates, state._replace(velocity=velocity)
 
     return sampler(step, start, key=key, noise=noise)

@@ -10,7 +10,7 @@ from .._types import Noise
 from ..inputs.scalars import as_float, check_number, check_scalar, ratio, root, value_at
 from ..inputs.trees import mean_product
 from .base import sampler
-from .underdamped import start
+from .underdamped import scale_between, start_velocity
 
 
 class ThermostatState(NamedTuple):
@@ -22,6 +22,7 @@ class ThermostatState(NamedTuple):
       velocity: v, with the structure, shapes and dtypes of the parameters.
       mass: the mass M of the last step, a scalar: M v² is on average the temperature.
       friction: the thermostat α, a scalar; the next step keeps 1 - α of the velocity.
+      learning_rate: η of the last step, a scalar.
     """
 
     count: jax.Array  # type: ignore[assignment]
@@ -29,6 +30,12 @@ class ThermostatState(NamedTuple):
     velocity: Any
     mass: jax.Array
     friction: jax.Array
+    learning_rate: jax.Array
+
+    @property
+    def half_kick(self) -> jax.Array:
+        """c of the last step, 1/(2M): v - c ∇L(θ) is the velocity at θ, whose mean given θ is 0."""
+        return ratio(1, 2 * self.mass)
 
 
 def sgnht(
@@ -73,12 +80,16 @@ def sgnht(
     colder, while the mean reads T. So a kinetic and a configurational temperature of T are
     necessary for equilibrium, not sufficient; a direction of noise σ² is near T (T + a)/(T + ā),
     a = ησ²/(2(1 - m)), ā its mean: `gradient_noise_temperature` measures both before you trust an
-    interval. `optax.partition` gives each group of parameters its own
-    thermostat, and each then needs its own `key`. K weighs velocities that remember some
-    1/(1 - m) steps by the present η, so η must change little in as many: a cycle has to be much
-    longer.
+    interval. That is for many parameters, whose friction hardly fluctuates; with 4 it is 8 to 11 %
+    off. `optax.partition` gives each group of parameters its own thermostat, and each then needs
+    its own `key`.
 
-    At T = 0 the friction is 1 - m and the step is `optax.sgd(η, momentum=m)`.
+    Where a schedule changes η, v is first taken into the units of the new step, by √(η'/η), as in
+    `sghmc`. The friction that noise σ² asks for is another at another η, and is found within some
+    1/α steps. Where η is 0 nothing moves, and v waits.
+
+    At T = 0 and a constant η the friction is 1 - m and the step is `optax.sgd(η, momentum=m)`;
+    under a schedule `optax.sgd` takes η'/η in place of √(η'/η).
 
     Memory: one velocity for each parameter and one scalar. It costs one sum over the velocities
     more than `sghmc`. Choose it when gradients come from minibatches small enough to heat `sghmc`.
@@ -128,20 +139,29 @@ def sgnht(
 
     def init(params: Any, count: jax.Array, key: jax.Array) -> ThermostatState:
         friction = as_float(1 - momentum).astype(jnp.float32)
-        return ThermostatState(*start(params, count, key), friction)
+        zero = jnp.zeros([], jnp.float32)
+        return ThermostatState(count, key, start_velocity(params), zero, friction, zero)
 
     def step(g: Any, xi: Any, state: ThermostatState) -> tuple[Any, ThermostatState]:
         eta, T = value_at(learning_rate, state.count), value_at(temperature, state.count)
         m = as_float(momentum)
         alpha = jnp.where(T > 0, state.friction, 1 - m)
         scale = root(2 * (1 - m) * eta * T)
+        moves, before = eta > 0, state.learning_rate
+        now = jnp.where(moves, eta, before).astype(jnp.float32)
+        a = scale_between(before, now)
+        b = jnp.where(before == 0, 0, (now - a * before) / (2 - alpha))
+        keep = jnp.where(moves, (1 - alpha) * a, 1)
+        kick = jnp.where(moves, eta - (1 - alpha) * b, 0)
         velocity = jax.tree.map(
-            lambda g, xi, v: (1 - alpha) * v - eta * g + scale * xi, g, xi, state.velocity
+            lambda g, xi, v: keep * v - kick * g + scale * xi, g, xi, state.velocity
         )
-        mass = ratio(2 - alpha, 2 * eta)
+        updates = jax.tree.map(lambda v: jnp.where(moves, v, 0), velocity)
+        mass = jnp.where(moves, ratio(2 - alpha, 2 * eta), state.mass)
         K = mass * mean_product(velocity, velocity)
         drive = jnp.where(eta * T > 0, ratio(K, T) - 1, 0)
         alpha = 1 / jnp.maximum(1 / alpha - drive / 2, 1)
-        return velocity, state._replace(velocity=velocity, mass=mass, friction=alpha)
+        state = state._replace(velocity=velocity, mass=mass, friction=alpha, learning_rate=now)
+        return updates, state
 
     return sampler(step, init, key=key, noise=noise)

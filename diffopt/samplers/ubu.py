@@ -9,7 +9,7 @@ import optax
 from .._types import Noise
 from ..inputs.scalars import as_float, check_number, check_scalar, ratio, root, value_at
 from .base import sampler
-from .underdamped import UnderdampedState, start_with_mass_1
+from .underdamped import UnderdampedState, change_units, start
 
 
 def ubu(
@@ -34,7 +34,8 @@ def ubu(
 
     The half step U at the end of one step and that at the start of the next are taken as one, so
     that the parameters are where UBU takes its gradients, in the middle of its steps. It is
-    `baoab` but for a shorter drift and the second increment.
+    `baoab` but for a shorter drift and the second increment. v stands behind θ by the kick c∇L with
+    c = h/2 (1 - coth x + 1/x), near half of one; where a schedule changes h, v ← v + (c' - c)∇L.
 
     Its paths are those of the diffusion with an error of strong order 2: √E|θ - θ(t)|² = O(h²) for
     the same Brownian path, with an error of O(h) in v, which stands half a kick behind. The
@@ -106,15 +107,18 @@ def ubu(
         x = as_float(friction) * h / 2
         c = jnp.exp(-2 * x)
         half = h / 2 * jnp.where(x == 0, 1, ratio(jnp.tanh(x), x))
-        along, across = root(-jnp.expm1(-4 * x) * T), h * root(T * _transverse_variance(x))
-        kicked = jax.tree.map(lambda g, v: v - h * g, g, state.velocity)
+        transverse = _transverse_variance(x)
+        along, across = root(-jnp.expm1(-4 * x) * T), h * root(T * transverse)
+        half_kick = h / 2 * (1 - transverse * ratio(h / 2, half))
+        state, a, b = change_units(state, jnp.ones([]), half_kick)
+        kicked = jax.tree.map(lambda g, v: a * v - (h - b) * g, g, state.velocity)
         velocity = jax.tree.map(lambda v, xi: c * v + along * xi, kicked, xi)
         moves = jax.tree.map(
             lambda v, u, zeta: half * (v + u) + across * zeta, kicked, velocity, zeta
         )
         return moves, state._replace(velocity=velocity)
 
-    return sampler(step, start_with_mass_1, increments=2, key=key, noise=noise)
+    return sampler(step, start, increments=2, key=key, noise=noise)
 
 
 def _transverse_variance(x: jax.Array) -> jax.Array:

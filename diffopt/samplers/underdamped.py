@@ -1,33 +1,62 @@
-"""What samplers with a velocity share: the state and its start."""
+"""What samplers with a velocity share: the state, its start, and steps of another size."""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from ..inputs.scalars import ratio, root
+
 
 class UnderdampedState(NamedTuple):
     """State of `sghmc`, `baoab` and `ubu`.
+
+    `mass` and `half_kick` say in which units v is and when it is taken, so that the next step may
+    be of another size, or of another of these samplers.
 
     Attributes:
       count: steps taken, an int32 scalar that stays at 2³¹ - 1 once it is there.
       key: a typed PRNG key, split at every step.
       velocity: v, with the structure, shapes and dtypes of the parameters.
-      mass: the mass M of the last step, a scalar: M v² is on average the temperature.
+      mass: the mass M of the last step, a scalar: M v² is on average the temperature. 0 before the
+        first step.
+      half_kick: c of the last step, a scalar. v stands half a kick behind the parameters:
+        v - c ∇L(θ) is the velocity at θ, whose mean given θ is 0.
     """
 
     count: jax.Array  # type: ignore[assignment]
     key: jax.Array
     velocity: Any
     mass: jax.Array
+    half_kick: jax.Array
 
 
 def start(params: Any, count: jax.Array, key: jax.Array) -> UnderdampedState:
     """Velocities of 0, whose mass the first step gives."""
-    velocity = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=jnp.result_type(p)), params)
-    return UnderdampedState(count, key, velocity, jnp.zeros([], jnp.float32))
+    zero = jnp.zeros([], jnp.float32)
+    return UnderdampedState(count, key, start_velocity(params), zero, zero)
 
 
-def start_with_mass_1(params: Any, count: jax.Array, key: jax.Array) -> UnderdampedState:
-    """Velocities of 0 in units in which the mass is 1."""
-    return start(params, count, key)._replace(mass=jnp.ones([], jnp.float32))
+def start_velocity(params: Any) -> Any:
+    """Velocities of 0, like the parameters."""
+    return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=jnp.result_type(p)), params)
+
+
+def change_units(
+    state: UnderdampedState, mass: jax.Array, half_kick: jax.Array
+) -> tuple[UnderdampedState, jax.Array, jax.Array]:
+    """The state with the mass and half kick of this step, and a and b: the velocity is now av + bg.
+
+    That at θ, v - cg, keeps its temperature, Mv². Before the first step, and where nothing
+    changes, a is 1 and b is 0.
+    """
+    mass, half_kick = (x.astype(jnp.float32) for x in (mass, half_kick))
+    a = scale_between(mass, state.mass)
+    b = jnp.where(state.mass == 0, 0, half_kick - a * state.half_kick)
+    return state._replace(mass=mass, half_kick=half_kick), a, b
+
+
+def scale_between(x: jax.Array, y: jax.Array) -> jax.Array:
+    """√(y/x), and 1 where they are equal, to the bit, or one of them is 0."""
+    same = (x == y) | (x == 0) | (y == 0)
+    return jnp.where(same, 1, ratio(root(y), root(x)))

@@ -116,6 +116,38 @@ def test_velocities_change_with_the_temperature():
     assert_equal(still.states.velocity, velocity)
 
 
+@pytest.mark.parametrize("make", [diffopt.baoab, diffopt.ubu, diffopt.sghmc])
+def test_it_is_the_velocity_at_the_parameters_that_changes(make):
+    """v less the half kick that the state tells, which the temperature does not change."""
+    tx = diffopt.replica_exchange(partial(make, noise=zeros), 0.1, LADDER)
+    grads = {"w": jnp.arange(12.0).reshape(4, 3) + 1, "b": jnp.ones(4, jnp.bfloat16), "none": None}
+    _, state = tx.update(grads, tx.init(grads), value=-DOWNHILL)  # nobody swaps
+    state = state._replace(phase=jnp.zeros_like(state.phase))
+    after = [
+        tx.update(grads, state, value=x)[1].states.velocity["w"] for x in (DOWNHILL, -DOWNHILL)
+    ]
+    v, c = state.states.velocity["w"], np.asarray(state.states.half_kick)[:, None]
+    assert (c > 0).all()
+    factors = np.sqrt([2, 1 / 2, 2, 1 / 2])[:, None]
+    change = (factors - 1) * (v - c * grads["w"])
+    kept = 0.9 if make is diffopt.sghmc else np.exp(-0.1)
+    np.testing.assert_allclose(after[0] - after[1], kept * change, rtol=1e-4, atol=1e-5)
+
+
+def test_velocities_of_a_part_change_and_those_of_another_form_of_the_parameters():
+    """Where the gradient of a velocity is not to be found, the velocity alone is scaled."""
+    grads = {"w": jnp.ones((4, 3)), "b": jnp.ones(4)}
+    make = lambda h, T, key: optax.masked(diffopt.baoab(h, T, key=key), {"w": True, "b": False})
+    flat = lambda h, T, key: optax.flatten(diffopt.baoab(h, T, key=key))
+    for part in (make, flat):
+        tx = diffopt.replica_exchange(part, 0.1, LADDER)
+        state = tx.init(grads)
+        for _ in range(2):
+            updates, state = tx.update(grads, state, grads, value=DOWNHILL)
+        assert_like(updates, grads)
+        assert all(np.isfinite(u).all() for u in jax.tree.leaves(updates))
+
+
 @pytest.mark.slow
 def test_chains_of_one_key_differ_and_it_runs_in_a_chain_in_scan_under_strict_settings():
     tx = optax.chain(optax.scale(0.5), diffopt.replica_exchange(diffopt.sghmc, 0.1, LADDER, key=3))

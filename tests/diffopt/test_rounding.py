@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import diffopt
-from diffopt.samplers.low_precision import _second_16_bits
+from diffopt.samplers.low_precision import _second_16_bits, add_residual
 
 PARAMS = {"w": jnp.arange(-3.0, 3.0, dtype="bfloat16").reshape(2, 3), "b": jnp.ones(3, "float16")}
 GRADS = jax.tree.map(lambda p: p / 2 - 1, PARAMS)
@@ -81,7 +81,7 @@ def test_a_step_through_zero_loses_at_most_the_rounding_of_the_update():
 
 
 @low
-def test_an_update_of_any_size_moves_the_parameter_on_average(dtype):
+def test_an_update_that_float32_would_lose_moves_the_parameter_on_average(dtype):
     """2,000 updates of 2⁻¹⁸ spacing, of which float32 would lose each."""
     params = jnp.ones(2_000, dtype)
     u = float(jnp.finfo(dtype).eps) * 2.0**-18
@@ -283,3 +283,75 @@ def test_the_wrapped_update_is_computed_once():
     tx = diffopt.low_precision(diffopt.sgld(0.1, 0.5))
     compiled = jax.jit(tx.update).lower(params, tx.init(params), params).compile()
     assert compiled.as_text().count(" log-plus-one(") == 1
+
+
+def test_a_gradient_of_none_passes_on():
+    """As Equinox has it: None for what is no parameter, and the whole model beside it."""
+    params = {"w": jnp.ones(3, "bfloat16"), "wide": jnp.ones(2), "no": None}
+    for make in (lambda: diffopt.sgld(0.1, 0.1), lambda: optax.adamw(0.1)):
+        tx = diffopt.low_precision(make())
+        grads = {"w": jnp.ones(3, "bfloat16"), "wide": jnp.ones(2), "no": None}
+        for no in (jnp.tanh, jnp.ones(2, "bfloat16"), jnp.arange(3)):
+            updates, _ = tx.update(grads, tx.init(params), params | {"no": no})
+            assert updates["no"] is None and (updates["w"] != 0).all()
+    tx = diffopt.low_precision(diffopt.sgld(0.1, 0.1))
+    _, state = tx.update(params, tx.init(params), params)
+    updates, after = tx.update({"w": None, "wide": None, "no": None}, state, params)
+    assert jax.tree.leaves(updates) == []
+    np.testing.assert_array_equal(after.residual["w"], state.residual["w"])
+
+
+def test_parameters_that_were_cast_after_init_are_named():
+    tx = diffopt.low_precision(diffopt.sgld(0.1, 0.1))
+    wide, low = {"w": jnp.ones(3)}, {"w": jnp.ones(3, "bfloat16")}
+    for before, now, message in (
+        (wide, low, r"params\['w'\] is of bfloat16, but .* a parameter of 32 bits or more"),
+        (low, wide, r"params\['w'\] is of float32, but .* a parameter of 16 bits"),
+    ):
+        for call in (tx.update, lambda _, state, params: diffopt.exact_params(params, state)):
+            with pytest.raises(TypeError, match=message):
+                call(now, tx.init(before), now)
+
+
+def test_the_residual_drifts_by_some_2_to_the_minus_26_of_the_spacing():
+    """Of residuals of all sizes, by updates of 0: what the docstring states as the limit."""
+    params, steps = jnp.full(200_000, 1.3, "bfloat16"), 100
+    tx = diffopt.low_precision(optax.set_to_zero())
+    residual = jax.random.randint(jax.random.key(0), params.shape, -(2**14), 2**14, jnp.int16)
+    state = tx.init(params)._replace(residual=residual)
+
+    def one(carry, _):
+        params, state = carry
+        updates, state = tx.update(params, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    (moved, after), _ = jax.jit(lambda c: jax.lax.scan(one, c, length=steps))((params, state))
+    drift = (exact(moved, after) - exact(params, state)) / steps / 2.0**-7
+    assert 2.0**-27 < drift.mean() < 2.0**-25
+
+
+def test_flax_nnx():
+    """A Param in the model is an OptVariable in the optimizer's state."""
+    nnx = pytest.importorskip("flax.nnx")
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0), param_dtype=jnp.bfloat16)
+    model.bias = nnx.Param(jnp.ones(2))
+    tx = diffopt.low_precision(diffopt.sghmc(1e-3, 1e-3))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    loss = lambda model: jnp.mean(model(jnp.ones((4, 3))).astype(jnp.float32) ** 2)
+    grads = nnx.grad(loss)(model)
+    optimizer.update(model, grads)
+    params = nnx.state(model, nnx.Param)
+    plain = nnx.to_pure_dict(params)
+    found = diffopt.exact_params(params, optimizer.opt_state)
+    residual = nnx.to_pure_dict(optimizer.opt_state.residual)
+    expected = add_residual(plain["kernel"], residual["kernel"])
+    np.testing.assert_array_equal(found["kernel"][...], expected)
+    assert type(found["kernel"]) is nnx.Param and found["kernel"].dtype == jnp.float32
+    of_dicts = diffopt.exact_params(plain, optimizer.opt_state)
+    chex.assert_trees_all_equal(of_dicts, nnx.to_pure_dict(found))
+    warm = diffopt.configurational_temperature(params, grads)
+    same = diffopt.configurational_temperature(params, nnx.to_pure_dict(grads))
+    assert warm.overall == same.overall != 0
+    assert diffopt.kinetic_temperature(optimizer.opt_state).overall > 0
+    collect = diffopt.collect(2)
+    assert collect.update(found, collect.init(found)).count == 1

@@ -572,3 +572,23 @@ def test_eight_devices_share_the_chains_and_ctrl_c_keeps_the_draws():
     env |= {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", DEVICES], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_step_size_that_the_state_keeps_is_told():
+    """Under `optax.inject_hyperparams` the numbers are in the state, and those of `tx` do nothing."""
+    loss = lambda p: jnp.sum(p**2) / 2
+    make = optax.inject_hyperparams(diffopt.sgld, static_args="noise")
+    first = diffopt.sample(make(0.1, 1.0), loss, jnp.zeros(3), num_steps=4, num_chains=2)
+    go_on = lambda tx, state: diffopt.sample(tx, loss, first.params, num_steps=4, state=state)
+    with pytest.warns(UserWarning) as told:
+        go_on(make(0.001, 1.0), first.state)
+    (told,) = told
+    assert "learning_rate is 0.1" in str(told.message) and "0.001 in tx" in str(told.message)
+    assert "samples.state.opt_state.hyperparams['learning_rate']" in str(told.message)
+    assert told.filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        go_on(make(0.1, 1.0), first.state)
+        falling = make(optax.linear_schedule(0.1, 0.05, 10), 1.0)
+        fresh = diffopt.sample(falling, loss, first.params, num_steps=4, num_chains=None)
+        go_on(falling, fresh.state)

@@ -8,7 +8,7 @@ import pytest
 
 import diffopt
 from diffopt.samplers.ubu import _transverse_variance
-from tests.helpers import assert_close, path, run
+from tests.helpers import assert_close, path, run, ubu_covariance
 
 PARAMS = {"w": jnp.array([[0.5, -1.0], [2.0, 0.1]]), "b": jnp.array([0.3, -0.7])}
 
@@ -91,6 +91,7 @@ def test_the_steps_are_those_of_the_docstrings():
     np.testing.assert_allclose(updates, v, rtol=1e-6)
     np.testing.assert_allclose(state.velocity, v, rtol=1e-6)
     np.testing.assert_allclose(state.mass, (1 + m) / (2 * eta), rtol=1e-6)
+    np.testing.assert_allclose(state.half_kick, eta / (1 + m), rtol=1e-6)
 
     h, gamma = 0.2, 1.5
     updates, state = step(diffopt.baoab(h, T, friction=gamma, noise=ones))
@@ -134,3 +135,46 @@ def test_the_noise_of_ubu_loses_no_digits():
     with np.errstate(all="ignore"):
         exact = np.where(x < 3e-3, x / 3 * (1 - 0.4 * x**2), (x - np.tanh(x)) / x**2)
     np.testing.assert_allclose(_transverse_variance(jnp.float32(x)), exact, rtol=1e-5)
+
+
+def test_a_state_of_one_sampler_serves_another_at_its_temperature():
+    """The velocities of sghmc are √M times smaller than those of baoab and ubu, whose mass is 1."""
+    makers = {
+        "sghmc": lambda: diffopt.sghmc(0.01, 0.5),
+        "baoab": lambda: diffopt.baoab(0.1, 0.5),
+        "ubu": lambda: diffopt.ubu(0.1, 0.5),
+    }
+    params = jnp.zeros(40_000)
+    margin = 4.5 * np.sqrt(2 / params.size)
+    for first in makers:
+        moved, state, _ = run(makers[first](), params, lambda p: p, 300)
+        for second in makers:
+            keep = lambda p, s: (jnp.mean(p**2), diffopt.kinetic_temperature(s).overall)
+            _, _, found = run(makers[second](), moved, lambda p: p, 100, state=state, keep=keep)
+            for x in found:
+                assert (abs(np.asarray(x) / 0.5 - 1) < margin + 0.003).all(), (first, second)
+
+
+@pytest.mark.parametrize("name", ["sghmc", "sgnht", "baoab", "ubu"])
+def test_a_step_of_0_moves_nothing_and_the_next_goes_on_with_the_velocity(name):
+    make = getattr(diffopt, name)
+    g, params = jnp.array([0.3, -2.0]), jnp.ones(2)
+    tx = make(lambda count: jnp.where(count == 1, 0.0, 0.1), 0.5)
+    _, first = tx.update(g, tx.init(params))
+    updates, still = tx.update(g, first)
+    assert_close(updates, jnp.zeros(2), atol=0)
+    assert (still.velocity != 0).all() and diffopt.kinetic_temperature(still).overall > 0
+    _, expected = make(0.1, 0.5).update(g, first._replace(key=still.key))
+    _, found = tx.update(g, still)
+    assert_close(found.velocity, expected.velocity, rtol=1e-5)
+
+
+@pytest.mark.parametrize("x", [1e-4, 0.3, 2.0, 30.0])
+def test_the_half_kick_of_ubu_is_the_mean_velocity_of_its_law(x):
+    """cov(θ, v)/Var θ over the curvature, which is small."""
+    h, k = 0.5, 1e-5
+    state = diffopt.ubu(h, 1.0, friction=x / h).init(jnp.zeros(1))
+    _, state = diffopt.ubu(h, 1.0, friction=x / h).update(jnp.zeros(1), state)
+    law = ubu_covariance(h, k, x / h, 1.0)
+    expected = law[0, 1] / law[0, 0] / k if x > 0.1 else h / 2
+    np.testing.assert_allclose(state.half_kick, expected, rtol=1e-3)

@@ -14,6 +14,7 @@ from scipy.stats import chisquare
 
 import diffopt
 from benchmarks.lib.problems import CENTRES, VARIANCE
+from tests.helpers import ubu_covariance
 
 LADDER = np.array([0.08, 0.16, 0.35, 0.8])
 GRID = np.linspace(-3.5, 3.5, 20_001)
@@ -80,7 +81,11 @@ def stationary(make, step_size, steps, every, ladders=10_000, **noise):
             return states
         u = np.sqrt(LADDER) * rng.normal(size=start.shape)
         half = step_size / 2 * jax.vmap(jax.vmap(jax.grad(wells)))(start)
-        return states._replace(velocity=jnp.asarray(u + half, jnp.float32))
+        return states._replace(
+            velocity=jnp.asarray(u + half, jnp.float32),
+            mass=jnp.ones_like(states.mass),
+            half_kick=jnp.full_like(states.half_kick, step_size / 2),
+        )
 
     tx = diffopt.replica_exchange(make, step_size, LADDER, every=every)
     params, state = run(tx, start, steps, wells, states=velocities, **noise)
@@ -89,8 +94,8 @@ def stationary(make, step_size, steps, every, ladders=10_000, **noise):
 
 SAMPLERS = {
     "sgld": (diffopt.sgld, 5e-4, 200, 1),
-    "baoab": (diffopt.baoab, 0.1, 200, 10),
-    "ubu": (diffopt.ubu, 0.1, 200, 10),
+    "baoab": (diffopt.baoab, 0.1, 200, 1),
+    "ubu": (diffopt.ubu, 0.1, 200, 1),
 }
 
 
@@ -100,6 +105,49 @@ def test_every_rung_keeps_its_law(name):
     found, rates = stationary(*SAMPLERS[name])
     assert (rates > 0.4).all()
     assert np.abs(found).max() < 4.5, found
+
+
+# the step size, and the variance on θ²/2 at T = 1; short where that is not 1, as swaps go by T
+WITH_VELOCITIES = {
+    "baoab": (diffopt.baoab, 0.3, 1.0),
+    "ubu": (diffopt.ubu, 0.15, ubu_covariance(0.15, 1.0, 1.0, 1.0)[0, 0]),
+    "sghmc": (diffopt.sghmc, 0.02, 1 / (1 - 0.02 / 3.8)),
+    "sgnht": (diffopt.sgnht, 0.01, 1.0),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [1, 10])
+@pytest.mark.parametrize("name", WITH_VELOCITIES)
+def test_swaps_of_velocities_keep_the_variance_of_a_gaussian_at_every_rung(name, every):
+    """Ten dimensions, five rungs, 400 ladders and the mean over 3,600 steps of each."""
+    make, step_size, variance = WITH_VELOCITIES[name]
+    ladder, ladders, steps, burn_in = np.linspace(0.1, 0.5, 5), 400, 4_000, 400
+    tx = diffopt.replica_exchange(make, step_size, ladder, every=every)
+
+    @jax.jit
+    def simulate(params, state):
+        def step(carry, count):
+            params, state, total = carry
+            losses = (params**2).sum(-1) / 2
+            updates, state = jax.vmap(lambda g, s, v: tx.update(g, s, value=v))(
+                params, state, losses
+            )
+            params = params + updates
+            squares = jnp.take_along_axis((params**2).mean(-1), jnp.argsort(state.rung, axis=1), 1)
+            return (params, state, total + jnp.where(count < burn_in, 0, squares)), None
+
+        start = params, state, jnp.zeros((ladders, 5))
+        return jax.lax.scan(step, start, jnp.arange(steps))[0][1:]
+
+    start = np.random.default_rng(0).normal(size=(ladders, 5, 10)) * np.sqrt(ladder)[:, None]
+    start = jnp.asarray(start, jnp.float32)
+    state, total = simulate(start, diffopt.split_keys(tx.init(start[0]), ladders))
+    ratio = np.asarray(total, np.float64) / (steps - burn_in) / ladder / variance
+    error = ratio.std(0, ddof=1) / np.sqrt(ladders)
+    assert (state.swaps.sum(0) / state.attempts.sum(0) > 0.2).all()
+    assert (error < 0.0015).all()
+    assert (np.abs(ratio.mean(0) - 1) < 4.5 * error).all(), (ratio.mean(0), error)
 
 
 # noise of the losses that chains have in common in part, as from one minibatch
