@@ -47,8 +47,9 @@ def derive_key(key: int | jax.Array, role: str) -> jax.Array:
 
 def _lift(key: int | jax.Array) -> int | jax.Array:
     """`key`, bound to no device where it has been put on one: it goes where the parameters are."""
-    concrete = isinstance(key, jax.Array) and not isinstance(key, jax.core.Tracer)
-    if not concrete or not key.committed or len(key.devices()) > 1:
+    if not isinstance(key, jax.Array) or isinstance(key, jax.core.Tracer):
+        return key
+    if not key.committed or len(key.devices()) > 1:
         return key
     with jax.ensure_compile_time_eval():
         if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):

@@ -31,7 +31,7 @@ def check_arrays(name: str, tree: Any) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         masked = isinstance(leaf, np.ma.MaskedArray)
         dtype = array_dtype(leaf)
-        numeric = any(
+        numeric = dtype is not None and any(
             jnp.issubdtype(dtype, kind) for kind in (jnp.number, jnp.bool_, jax.dtypes.extended)
         )
         if numeric and not masked:

@@ -119,13 +119,13 @@ def test_thinning_goes_on_past_the_last_step_that_is_counted():
     assert 2**31 - 4 <= int(state.step) < 2**31
 
 
-@pytest.mark.parametrize("plan", [{"start": 2**31}, {"every": 2**31}, {"start": 2**31 - 1}])
+@pytest.mark.parametrize("plan", [{"burn_in": 2**31}, {"every": 2**31}, {"burn_in": 2**31 - 1}])
 def test_what_an_int32_cannot_count(plan):
     with pytest.raises(ValueError, match="below 2³¹"):
         diffopt.collect(3, **plan)
 
 
-@pytest.mark.parametrize("plan", [{"every": 1.5}, {"start": 0.0}, {"every": True}])
+@pytest.mark.parametrize("plan", [{"every": 1.5}, {"burn_in": 0.0}, {"every": True}])
 def test_plans_are_ints(plan):
     with pytest.raises(TypeError, match="must be an int"):
         diffopt.collect(3, **plan)
