@@ -11,6 +11,7 @@ from .inputs.scalars import as_float, check_number
 from .inputs.trees import (
     array_dtype,
     check_inexact,
+    check_like,
     count_degrees,
     find_states,
     in_structure_of,
@@ -52,7 +53,10 @@ def configurational_temperature(params: Any, grads: Any) -> Temperature:
     gradients are noisier than the sampler knows, and below T where a parameter has not yet
     spread; a chain that has not settled shows either.
 
-    For d parameters in a quadratic loss its standard error is T √(2/d) for one state.
+    For d parameters of curvature k, with the minimum at c in each, its standard error for one state
+    is T √(2/d + c²k/(Td)): T √(2/d) where the minimum is at 0, and many times T where it is far
+    from there. Any fixed point may be the origin, so give `params` less one near the minimum; the
+    temperatures of `sample` are measured so.
 
     Args:
       params: a tree of parameters θ.
@@ -62,7 +66,7 @@ def configurational_temperature(params: Any, grads: Any) -> Temperature:
       A `Temperature`: θ·∇L over the number of parameters, in all and for each leaf.
 
     Raises:
-      TypeError: a parameter is not floating-point.
+      TypeError: a parameter is not floating-point, or `grads` is no tree like `params`.
 
     Examples:
       >>> import diffopt, jax, jax.numpy as jnp
@@ -78,6 +82,7 @@ def configurational_temperature(params: Any, grads: Any) -> Temperature:
     """
     check_inexact(params)
     grads = in_structure_of(params, grads)
+    check_like("grads", grads, params)
     return Temperature(mean_product(params, grads), jax.tree.map(mean_product, params, grads))
 
 
@@ -260,7 +265,7 @@ def gradient_noise_temperature(
 def _deviations(g: jax.Array) -> jax.Array:
     """g less its mean over the leading axis, in float32 or wider."""
     g = jnp.asarray(g, jnp.promote_types(array_dtype(g), jnp.float32))
-    return g - g.mean(0)
+    return g - g.mean(0, keepdims=True)
 
 
 def _dot(x: Any, y: Any) -> jax.Array:
@@ -279,7 +284,7 @@ def _noisiest(noise: Any, B: int) -> jax.Array:
 
     def variance_along(half: jax.Array, other: jax.Array) -> jax.Array:
         inner = gram[jnp.ix_(half, half)]
-        inner = inner - inner.mean(0) - inner.mean(1)[:, None] + inner.mean()
+        inner = inner - inner.mean(0)[None] - inner.mean(1)[:, None] + inner.mean()
         weights = jnp.linalg.eigh(inner)[1][:, -1]
         weights = weights - weights.mean()
         norm = weights @ gram[jnp.ix_(half, half)] @ weights

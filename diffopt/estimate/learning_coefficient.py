@@ -12,15 +12,18 @@ import numpy as np
 import optax
 
 from .._types import Batch, Loss, Params, Sampler
-from ..inputs.callables import check_loss, check_sampler
+from ..inputs.callables import check_concrete, check_loss, check_sampler
 from ..inputs.keys import check_key
 from ..inputs.scalars import check_int, check_number
-from ..inputs.trees import check_inexact, count_degrees
-from ..run.batches import count_examples, shape_batch
+from ..inputs.trees import check_inexact, count_degrees, place_beside
+from ..run.batches import count_examples, doubt_mean, shape_batch
 from ..run.program import compile_program
+from ..run.results import average_over_chains
 from ..run.sample import sample
 from ..samplers.gaussian_prior import gaussian_prior
 from ..samplers.sgld import sgld
+
+COARSE = 0.1  # of the temperature: a spacing of the loss that an estimate shows
 
 
 class Estimate(NamedTuple):
@@ -28,7 +31,8 @@ class Estimate(NamedTuple):
 
     Attributes:
       mean: the estimate: the mean of `per_chain`.
-      standard_error: of the mean, from the spread of `per_chain`; NaN for one chain.
+      standard_error: of the mean, from the spread of `per_chain`; of one chain alone, from its
+        eighths, which are too few where it remembers an eighth of its steps.
       per_chain: the estimate of each chain, `[chain]`; not finite where a chain diverged.
       losses: the trace of L, `[chain, step]`, burn-in included; over the same data at each step:
         a minibatch shows how the loss differs from that at the start, not how batches differ.
@@ -77,12 +81,17 @@ def local_learning_coefficient(
     none on a quadratic), minibatch noise, which heats more the longer the step, and a chain that
     has not spread along the soft directions, for which λ̂ is too low. So look at `losses`: they
     have to be flat after `burn_in`; halve the step and compare. A λ̂ below 0 says that w* is not a
-    minimum: there is lower loss nearby. One above d/2, or that differs between the halves of the
-    steps after `burn_in`, is told in a warning.
+    minimum: there is lower loss nearby. That, one above d/2, and one that differs between the
+    halves of the steps after `burn_in` are told in a warning.
+
+    The loss has to be known far below T: float32 knows a loss of 100 to 1e-5. Where that is not far
+    below T, a warning says so; compute the loss in float64, or give one that is the mean of
+    differences, each the loss of an example less what it is at w*.
 
     With minibatches the loss of each batch is taken less what its examples had at w*, which has
-    the same mean without the spread of the batches. The program is compiled once for the same
-    functions, numbers and shapes: pass the same `loss` and `sampler` every time, not new lambdas.
+    the same mean without the spread of the batches. So the loss of a batch has to be the mean of
+    those of its examples; one that divides by the weights or tokens of the batch is not, and is
+    told in a warning.
 
     Args:
       loss: `loss(params, batch)`, the mean over the examples of a batch, a real scalar; with
@@ -104,9 +113,10 @@ def local_learning_coefficient(
       An `Estimate`: λ̂, its standard error over chains, λ̂ of each chain, and the losses.
 
     Warns:
-      UserWarning: a chain was not finite: which, and at which step; the mean leaves it out. Or λ̂ is
-        above d/2, or the halves of the steps after `burn_in` differ, by more than a tenth and five
-        standard errors of at least 8 chains.
+      UserWarning: a chain was not finite: which, and at which step; the mean leaves it out. The
+        loss of a batch is not a mean over its examples, or the loss is too coarse for T. Or λ̂ is
+        above d/2 or below 0, or the halves of the steps after `burn_in` differ, by more than a
+        tenth and five standard errors of at least 8 chains.
 
     Raises:
       ValueError: a number is out of its range; `data` have no common leading axis, or are None
@@ -138,14 +148,31 @@ def local_learning_coefficient(
     check_number("temperature", temperature, positive=True)
     check_sampler(sampler)
     tx = _localize(sampler(step_size, temperature, key=key), temperature, localization)
-    losses = _run(
+    losses, spacing = _run(
         loss, tx, params, data, num_steps=num_steps, burn_in=burn_in, num_chains=num_chains,
         batch_size=batch_size, key=key,
     )  # fmt: skip
-    excess = (losses[:, burn_in:] - losses[:, :1]) / temperature
-    estimate = _estimate(excess.mean(1), losses)
-    _warn_of_doubt(estimate, np.asarray(excess), params)
+    wide = np.asarray(losses, float)
+    with np.errstate(invalid="ignore"):  # of chains that diverged
+        excess = (wide[:, burn_in:] - wide[:, :1]) / temperature
+    estimate = _estimate(excess, losses)
+    if not _warn_if_coarse(spacing / max(1.0, abs(float(estimate.mean))), spacing, temperature):
+        _warn_of_doubt(estimate, excess, params)
     return estimate
+
+
+def _warn_if_coarse(least: float, spacing: float, temperature: float) -> bool:
+    """Warn where the loss is too coarse for the temperature, which `least` tells, and say so."""
+    coarse = least > COARSE * temperature
+    if coarse:
+        warnings.warn(
+            f"the loss at params is known to {spacing:.2g}, its spacing there, which is not far"
+            f" below the temperature {temperature:.2g}: the estimate is of rounded losses. Compute"
+            " the loss in float64 (jax_enable_x64), or give the mean of differences, each the loss"
+            " of an example less its loss at params",
+            stacklevel=3,
+        )
+    return bool(coarse)
 
 
 def _warn_of_doubt(estimate: Estimate, excess: np.ndarray, params: Any) -> None:
@@ -160,6 +187,13 @@ def _warn_of_doubt(estimate: Estimate, excess: np.ndarray, params: Any) -> None:
             f"λ̂ = {mean:.3g} ± {error:.2g} is above d/2 = {most / 2:g}, which no λ is: the"
             " step_size is too long, the batches are too small, the temperature is too high, or"
             " params are no minimum",
+            stacklevel=3,
+        )
+    if mean + 5 * error < -0.1:
+        warnings.warn(
+            f"λ̂ = {mean:.3g} ± {error:.2g} is below 0, which no λ is: params are no minimum, as"
+            " there is lower loss nearby (an untrained network, a saddle, or a loss without the"
+            " weight decay that it was trained with)",
             stacklevel=3,
         )
     one, two = (half.mean(1) for half in halves)
@@ -219,7 +253,8 @@ def wbic(
       An `Estimate`, in nats for all n examples; `losses` are those of one example, L.
 
     Warns:
-      UserWarning: a chain diverged: which, and at which step. The mean leaves it out.
+      UserWarning: a chain was not finite: which, and at which step; the mean leaves it out. The
+        loss of a batch is not a mean over its examples, or the loss is too coarse for T.
 
     Raises:
       ValueError: a number is out of its range; `data` have no common leading axis of at least 2;
@@ -254,13 +289,14 @@ def wbic(
     prior = jax.eval_shape(log_prior, params)
     if getattr(prior, "shape", None) != () or not jnp.issubdtype(prior.dtype, jnp.floating):
         raise TypeError(f"log_prior must give a real scalar, got {prior}")
-    losses = _run(
+    losses, spacing = _run(
         loss, _add_prior(sampler(step_size, temperature, key=key), temperature, log_prior), params,
         data,
         num_steps=num_steps, burn_in=burn_in, num_chains=num_chains, batch_size=batch_size, key=key,
     )  # fmt: skip
     n = len(jax.tree.leaves(data)[0])
-    return _estimate(n * losses[:, burn_in:].mean(1), losses)
+    _warn_if_coarse(spacing, spacing, temperature)
+    return _estimate(n * np.asarray(losses, float)[:, burn_in:], losses)
 
 
 def _watanabe_temperature(data: Any) -> float:
@@ -306,29 +342,46 @@ def _run(
     num_chains: int,
     batch_size: int | None,
     key: int | jax.Array,
-) -> jax.Array:
-    """L along chains of `tx`, `[chain, step]`; not finite at the end of one that diverged."""
-    check_int("num_steps", num_steps, least=1)
-    check_int("burn_in", burn_in, least=0)
+) -> tuple[jax.Array, float]:
+    """L along chains of `tx`, `[chain, step]`, and how finely it is known at `params`.
+
+    L is not finite at the end of a chain that diverged.
+    """
+    num_steps = check_int("num_steps", num_steps, least=1)
+    burn_in = check_int("burn_in", burn_in, least=0)
     if burn_in >= num_steps:
         raise ValueError(f"burn_in must be < num_steps = {num_steps}, got {burn_in}")
     check_inexact(params)
+    check_concrete("sample", params=params, data=data, key=key)
     count_examples(data, batch_size)
+    batch_size = None if batch_size is None else check_int("batch_size", batch_size)
     batch = () if data is None else (shape_batch(data, batch_size),)
     check_loss(loss, params, *batch)
+    data = place_beside(data, params)
     run = partial(
         sample, tx, num_steps=num_steps, num_chains=num_chains, key=key, transform=keep_nothing
     )
     if batch_size is None:
-        losses = run(loss, params, data).losses.astype(jnp.float32)
+        losses = run(loss, params, data).losses
+        coarsest, wide = losses.dtype, _widen(losses)
     else:
+        if (doubt := doubt_mean(loss, params, data, batch_size)) is not None:
+            warnings.warn(doubt, stacklevel=3)
         references = _losses_of_examples(loss, params, data, batch_size)
         relative = lambda params, batch: loss(params, batch[0]) - jnp.mean(batch[1])
-        samples = run(relative, params, (data, references), batch_size=batch_size)
-        losses = samples.losses.astype(jnp.float32) + references.mean(dtype=jnp.float32)
+        with warnings.catch_warnings():  # of `relative`: that of `loss` is above
+            warnings.filterwarnings("ignore", "loss is .* on average for their halves")
+            losses = run(relative, params, (data, references), batch_size=batch_size).losses
+        coarsest = losses.dtype
+        wide = _widen(losses) + np.asarray(_widen(references)).mean()
     if losses.shape[1] <= burn_in:
         raise KeyboardInterrupt
-    return losses
+    starts = np.abs(np.asarray(wide[:, 0], float))
+    return wide, float(jnp.finfo(coarsest).eps * starts[np.isfinite(starts)].max(initial=0))
+
+
+def _widen(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def keep_nothing(params: Params) -> tuple[()]:
@@ -348,10 +401,11 @@ def _losses_of_examples(loss: Loss, params: Params, data: Batch, batch_size: int
     return compile_program(losses, params, data)(params, data)
 
 
-def _estimate(per_chain: jax.Array, losses: jax.Array) -> Estimate:
-    good = per_chain[np.isfinite(per_chain)]
-    if not len(good):
+def _estimate(values: np.ndarray, losses: jax.Array) -> Estimate:
+    """The mean of `[chain, step]` over the finite chains."""
+    mean, error = average_over_chains(values)
+    if not np.isfinite(mean):
         raise ValueError("every chain diverged: take a shorter step_size")
-    with jax.debug_nans(False):  # that of one chain is meant
-        error = good.std(ddof=1) / math.sqrt(len(good)) if len(good) > 1 else jnp.full([], jnp.nan)
-    return Estimate(good.mean(), error, per_chain, losses)
+    with np.errstate(invalid="ignore"):  # of chains that diverged
+        per_chain = jnp.asarray(values.mean(1), float)
+    return Estimate(mean, error, per_chain, losses)

@@ -462,5 +462,5 @@ def _run(
         blocks=jax.tree.map(average, sums),
         loss_before=first.mean(),
         loss_after=(last / counts.sum()).reshape(-1, num_chains).max(1),
-        moved=jnp.stack([jnp.any(p != start) for p, start in pairs]),
+        moved=jnp.stack([jnp.any(p != start[None]) for p, start in pairs]),
     )

@@ -21,24 +21,28 @@ def check_sampler(sampler: Sampler) -> None:
     It is called with traced numbers, as it is where the program runs.
     """
     call = "sampler(step_size, temperature, key=key)"
-    made: list[Any] = []
+    wrong: list[str] = []  # no tracer leaves the trace
     number = jax.ShapeDtypeStruct((), jnp.float32)
     seed = jax.eval_shape(lambda: jax.random.key(0))
-    make = lambda step_size, T, key: made.append(sampler(step_size, T, key=key))
+
+    def make(step_size: jax.Array, temperature: jax.Array, key: jax.Array) -> None:
+        tx = sampler(step_size, temperature, key=key)
+        if not (hasattr(tx, "init") and hasattr(tx, "update")):
+            wrong.append(repr(tx))
+
     try:
         jax.eval_shape(make, number, number, seed)
     except TypeError as error:
         raise TypeError(f"sampler must be called as {call}, as diffopt.sgld is: {error}") from error
-    (tx,) = made
-    if not (hasattr(tx, "init") and hasattr(tx, "update")):
-        raise TypeError(f"{call} must give an Optax transformation, got {tx!r}")
+    if wrong:
+        raise TypeError(f"{call} must give an Optax transformation, got {wrong[0]}")
 
 
 def check_loss(loss: Loss, params: Params, *batch: Batch) -> None:
     """Raise unless `loss(params, *batch)` is a real scalar; shapes will do."""
     if not callable(loss):
         raise TypeError(f"loss must be a function, got {loss!r}")
-    value = jax.eval_shape(loss, params, *batch)
+    value = jax.eval_shape(lambda *args: loss(*args), params, *batch)  # traced anew
     if not (
         isinstance(value, jax.ShapeDtypeStruct)
         and value.shape == ()

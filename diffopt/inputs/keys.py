@@ -32,6 +32,7 @@ def derive_key(key: int | jax.Array, role: str) -> jax.Array:
     way out, because it equals `split(key, n)[i]`. So the digest of the role's name is folded in,
     128 bits in four words, where no tree of splits and folds over small numbers gets.
     """
+    key = _lift(key)
     if jnp.ndim(key) == 1:
         derived = jax.random.wrap_key_data(jnp.asarray(key))
     elif jnp.issubdtype(getattr(key, "dtype", int), jax.dtypes.prng_key):
@@ -42,3 +43,16 @@ def derive_key(key: int | jax.Array, role: str) -> jax.Array:
     for word in np.frombuffer(digest[:16], ">u4"):
         derived = jax.random.fold_in(derived, np.uint32(word))
     return derived
+
+
+def _lift(key: int | jax.Array) -> int | jax.Array:
+    """`key`, bound to no device where it has been put on one: it goes where the parameters are."""
+    if not isinstance(key, jax.Array) or isinstance(key, jax.core.Tracer):
+        return key
+    if not key.committed or len(key.devices()) > 1:
+        return key
+    with jax.ensure_compile_time_eval():
+        if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            return jnp.asarray(np.asarray(key))
+        words = np.asarray(jax.random.key_data(key))
+        return jax.random.wrap_key_data(jnp.asarray(words), impl=jax.random.key_impl(key))

@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 SHOWN = 8  # leaves that an error lists
 NOT_NUMBERS = ("O", "S", "U", "M", "m")  # kinds of NumPy: objects, text, times
+NARROW = {"float64": "float32", "complex128": "complex64"}  # what JAX makes of them without x64
 
 
 def array_dtype(leaf: Any) -> Any:
@@ -29,7 +31,7 @@ def check_arrays(name: str, tree: Any) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         masked = isinstance(leaf, np.ma.MaskedArray)
         dtype = array_dtype(leaf)
-        numeric = any(
+        numeric = dtype is not None and any(
             jnp.issubdtype(dtype, kind) for kind in (jnp.number, jnp.bool_, jax.dtypes.extended)
         )
         if numeric and not masked:
@@ -46,6 +48,7 @@ def check_arrays(name: str, tree: Any) -> None:
 def check_inexact(tree: Any, name: str = "params") -> None:
     """Raise a TypeError that names the first leaf of `tree` that no diffusion can move."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        check_width(f"{name}{jax.tree_util.keystr(path)}", leaf)
         dtype = array_dtype(leaf)
         if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
             what = f"is {_describe(leaf)}" if dtype is None else f"has dtype {dtype}"
@@ -55,6 +58,17 @@ def check_inexact(tree: Any, name: str = "params") -> None:
                 " eqx.partition(model, eqx.is_inexact_array) does for a model; optax.masked leaves"
                 " it out of a transformation of your own"
             )
+
+
+def check_width(name: str, leaf: Any) -> None:
+    """Raise a TypeError where `leaf` is an array of 64 bits from before x64 was turned off."""
+    if not isinstance(leaf, jax.Array) or jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        return
+    if (narrow := NARROW.get(str(leaf.dtype))) is not None:
+        raise TypeError(
+            f"{name} is of {leaf.dtype}, which has been turned off: set jax_enable_x64 again, or"
+            f" cast it to {narrow}, and with it the state of its sampler"
+        )
 
 
 def _describe(leaf: Any) -> str:
@@ -69,22 +83,35 @@ def count_degrees(tree: Any) -> int:
 
 def leading_length(name: str, tree: Any, of: str) -> int:
     """The length of the leading axis that all leaves of `tree` have in common, ≥ 1."""
+    (length,) = _leading_shape(name, tree, 1, f"one leading axis of {of}")
+    if length < 1:
+        raise ValueError(f"{name} has no {of}: its leading axis is 0")
+    return length
+
+
+def chains_and_draws(name: str, tree: Any) -> tuple[int, int]:
+    """How many chains, and draws of each: the two leading axes that all leaves have in common."""
+    chains, draws = _leading_shape(name, tree, 2, "the leading axes [chain, draw]")
+    if not chains * draws:
+        raise ValueError(f"{name} hold no draw: the leading axes [chain, draw] are {chains, draws}")
+    return chains, draws
+
+
+def _leading_shape(name: str, tree: Any, axes: int, asked: str) -> tuple[int, ...]:
+    """The lengths of so many leading axes, which all leaves of `tree` have in common."""
     shapes = {
         f"{name}{jax.tree_util.keystr(path)}": jnp.shape(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
-    lengths = {shape[:1] for shape in shapes.values()}
-    if len(lengths) != 1 or lengths == {()}:
+    common = {shape[:axes] for shape in shapes.values()}
+    if len(common) != 1 or len(next(iter(common))) < axes:
         shown = [f"{leaf} {shape}" for leaf, shape in shapes.items()][:SHOWN]
         more = f" and {len(shapes) - SHOWN} more" if len(shapes) > SHOWN else ""
         got = ", ".join(shown) + more if shapes else f"{name} without leaves"
         if () in shapes.values():
             got += "; a list of numbers is a tree, and np.asarray makes it one array"
-        raise ValueError(f"{name} must have one leading axis of {of} in common, got {got}")
-    ((length,),) = lengths
-    if length < 1:
-        raise ValueError(f"{name} has no {of}: its leading axis is 0")
-    return length
+        raise ValueError(f"{name} must have {asked} in common, got {got}")
+    return common.pop()
 
 
 def find_states(opt_state: Any, *fields: str) -> list[Any]:
@@ -118,6 +145,30 @@ def check_like(name: str, tree: Any, like: Any) -> None:
                 f"{name}{jax.tree_util.keystr(path)} must have the shape {jnp.shape(leaf)}, got"
                 f" {jnp.shape(x)}"
             )
+        check_width(f"{name}{jax.tree_util.keystr(path)}", x)
+
+
+def place_beside(tree: Any, like: Any) -> Any:
+    """`tree` on the devices on which `like` has been put, whole on each, and else as it is."""
+    placed = [x for x in jax.tree.leaves(like) if _is_placed(x)]
+    if not placed:
+        return tree
+    sharding = placed[0].sharding
+    if isinstance(sharding, NamedSharding):
+        sharding = NamedSharding(sharding.mesh, PartitionSpec())
+    elif len(sharding.device_set) > 1:
+        return tree
+
+    def move(x: Any) -> Any:
+        elsewhere = _is_placed(x) and x.sharding.device_set != sharding.device_set
+        return jax.device_put(x, sharding) if elsewhere else x
+
+    return jax.tree.map(move, tree)
+
+
+def _is_placed(leaf: Any) -> bool:
+    concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+    return concrete and leaf.committed
 
 
 def in_structure_of(like: Any, tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> Any:

@@ -14,6 +14,7 @@ from ..inputs.trees import check_structure
 
 LAST = 2**31 - 1
 LISTED = 8  # chains that a warning names
+LOOKED_AT = 16  # draws of a chain, to tell if another is the same
 
 
 class CollectState(NamedTuple):
@@ -208,7 +209,7 @@ def draws(state: CollectState) -> Any:
       UserWarning: a chain diverged: which, and at which step. All its samples are left out, the
         finite ones too, because a step size that ends in infinity sampled nothing before. Or a
         chain has no sample yet, and is left out, or more of them than others, and gives only as
-        many as those.
+        many as those. Or two chains are equal to the bit.
 
     Raises:
       ValueError: no sample is left.
@@ -239,7 +240,29 @@ def draws(state: CollectState) -> Any:
         s = s if good.all() else s[good.ravel()]
         return s if length == s.shape[1] else s[:, :length]
 
-    return jax.tree.map(part, state.samples)
+    samples = jax.tree.map(part, state.samples)
+    warn_equal_chains(samples)
+    return samples
+
+
+def warn_equal_chains(draws: Any) -> None:
+    """Warn where another chain has the draws of the first; some, all along, tell it."""
+    some = jax.tree.map(lambda s: s[:, :: max(1, s.shape[1] // LOOKED_AT)], draws)
+    leaves = jax.tree.leaves(some)
+    moving = any(bool((s[:1, 1:] != s[:1, :1]).any()) for s in leaves)
+    if len(leaves[0]) > 1 and moving and are_equal(some):
+        warnings.warn(
+            "two chains are equal to the bit: give each a key of its own by"
+            " diffopt.split_keys(tx.init(params), num_chains), where jax.vmap(tx.init) copies one",
+            stacklevel=3,
+        )
+
+
+def are_equal(chains: Any) -> bool:
+    """Whether another chain is equal to the first to the last bit, `[chain, ...]` in each leaf."""
+    leaves = jax.tree.leaves(chains)
+    equal = [(x[1:] == x[:1]).all(tuple(range(1, x.ndim))) for x in leaves]
+    return bool(np.stack(equal).all(0).any())
 
 
 def warn_left_out(diverged: np.ndarray) -> None:

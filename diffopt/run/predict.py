@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..inputs.scalars import check_int
+from ..inputs.trees import SHOWN, chains_and_draws, check_arrays, leading_length, place_beside
 from .chains import own_mesh
 from .collect import CollectState, is_finite
 from .program import compile_program
@@ -32,9 +33,10 @@ def predictive(
     Args:
       fn: `fn(sample, *args)` gives an array or a tree of arrays. It is traced at
         every call, and compiled anew where the program differs.
-      samples: the `Samples` of `sample`, a `CollectState`, or a tree of arrays `[samples, ...]`
-        (`samples.draws` is `[chain, draw, ...]`: give `samples`).
-      *args: further arguments of `fn`, arrays or trees of them.
+      samples: the `Samples` of `sample`, a `CollectState`, or a tree of arrays `[samples, ...]`.
+        Draws `[chain, draw, ...]` become such a tree by `jax.tree.map(jnp.concatenate, draws)`.
+      *args: further arguments of `fn`, arrays or trees of them. They are taken to where the samples
+        are.
       batch_size: how many samples are evaluated at once; by default one, as in `jax.lax.map`.
         The number of samples need not be a multiple of it.
 
@@ -44,7 +46,7 @@ def predictive(
     Raises:
       ValueError: `samples` has no leaves, or leaves whose leading axes differ; `batch_size` is
         less than 1.
-      TypeError: `batch_size` is no int.
+      TypeError: `batch_size` is no int, `samples` are no arrays, or `fn` gives none.
 
     Examples:
       >>> import diffopt, jax.numpy as jnp
@@ -52,10 +54,11 @@ def predictive(
       >>> diffopt.predictive(jnp.multiply, slopes, jnp.array([1.0, 10.0])).tolist()
       [3.0, 30.0]
     """
-    _check_arguments(fn, batch_size)
-    mean = partial(_average, fn, batch_size or 1)
+    batch_size = _check_arguments(fn, batch_size)
+    mean = partial(_average, fn, batch_size)
     with own_mesh(samples):
-        operands = *_one_axis(samples), args
+        operands = *_one_axis(samples), place_beside(args, samples)
+        _check_values(fn, samples, operands[0], args)
         return compile_program(mean, *operands)(*operands)
 
 
@@ -78,7 +81,7 @@ def predictions(
 
     Raises:
       ValueError: as `predictive`; or no sample is left.
-      TypeError: `batch_size` is no int.
+      TypeError: as `predictive`.
 
     Examples:
       >>> import diffopt, jax.numpy as jnp
@@ -87,25 +90,29 @@ def predictions(
       >>> each.shape, jnp.quantile(each, 0.5, axis=0).tolist()
       ((3, 2), [2.0, 20.0])
     """
-    _check_arguments(fn, batch_size)
-
-    def predict(samples: Any, args: Any) -> Any:
-        return jax.lax.map(lambda sample: fn(sample, *args), samples, batch_size=batch_size or 1)
-
+    batch_size = _check_arguments(fn, batch_size)
+    each = partial(_each, fn, batch_size)
     with own_mesh(samples):
-        samples, good = _one_axis(samples)
+        (flat, good), args = _one_axis(samples), place_beside(args, samples)
+        _check_values(fn, samples, flat, args)
         chosen = np.asarray(good)
         if not chosen.any():
             raise ValueError("no sample is finite: every chain diverged, or no slot is filled")
         if not chosen.all():
-            samples = jax.tree.map(lambda s: s[chosen], samples)
-        return compile_program(predict, samples, args)(samples, args)
+            flat = jax.tree.map(lambda s: s[chosen], flat)
+        return compile_program(each, flat, args)(flat, args)
 
 
 def _one_axis(samples: Any) -> tuple[Any, jax.Array]:
     """All samples along one axis, and for each whether it is one: filled, finite, not diverged."""
     if isinstance(samples, Samples):
-        chains, slots = jnp.shape(samples.losses)
+        chains, slots = chains_and_draws("samples.draws", samples.draws)
+        if jnp.shape(samples.diverged) != (chains,):
+            raise ValueError(
+                f"samples.draws have {chains} chains and samples.diverged"
+                f" {len(samples.diverged)}: give draws of some chains alone, with their chains as"
+                " one axis by jax.tree.map(jnp.concatenate, draws)"
+            )
         good = jnp.broadcast_to(jnp.asarray(samples.diverged)[:, None] < 0, (chains, slots))
         samples = samples.draws
     elif isinstance(samples, CollectState):
@@ -113,21 +120,39 @@ def _one_axis(samples: Any) -> tuple[Any, jax.Array]:
         good = (jnp.arange(slots) < samples.count[..., None]) & (samples.diverged[..., None] < 0)
         samples = samples.samples
     else:
-        lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(samples)}
-        if len(lengths) != 1 or lengths == {()}:
-            raise ValueError(f"samples need one leading axis in common, got {sorted(lengths)}")
-        good = jnp.ones(lengths.pop(), bool)
+        check_arrays("samples", samples)
+        good = jnp.ones(leading_length("samples", samples, "samples"), bool)
     samples = jax.tree.map(lambda s: jnp.reshape(s, (-1, *jnp.shape(s)[good.ndim :])), samples)
-    if not good.size or not jax.tree.leaves(samples):
-        raise ValueError("samples hold no sample")
     return samples, good.ravel() & jax.vmap(is_finite)(samples)
 
 
-def _check_arguments(fn: Any, batch_size: int | None) -> None:
+def _check_arguments(fn: Any, batch_size: int | None) -> int:
+    """The number of samples at once."""
     if not callable(fn):
         raise TypeError(f"fn must be a function, got {fn!r}")
-    if batch_size is not None:
-        check_int("batch_size", batch_size, least=1)
+    return 1 if batch_size is None else check_int("batch_size", batch_size, least=1)
+
+
+def _check_values(fn: Callable[..., Any], samples: Any, flat: Any, args: Any) -> None:
+    """Raise unless `fn` gives arrays for one sample; where it fails on a tree, say what one is."""
+    one = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape[1:], s.dtype), flat)
+    try:
+        values = jax.eval_shape(lambda *args: fn(*args), one, *args)
+    except Exception as error:
+        if not isinstance(samples, Samples | CollectState):
+            shapes = ", ".join(str(s.shape) for s in jax.tree.leaves(one)[:SHOWN])
+            error.add_note(
+                f"fn was called with one sample, of shape {shapes}. Samples are a tree that leads"
+                " with one axis of them: draws [chain, draw, ...] become one by"
+                " jax.tree.map(jnp.concatenate, draws)."
+            )
+        raise
+    if not jax.tree.leaves(values):
+        raise TypeError(f"fn must give an array or a tree of arrays, got {values}")
+
+
+def _each(fn: Callable[..., Any], batch_size: int, samples: Any, args: Any) -> Any:
+    return jax.lax.map(lambda sample: fn(sample, *args), samples, batch_size=batch_size)
 
 
 def _mean_dtype(dtype: Any) -> Any:

@@ -1,5 +1,8 @@
 """What `sample` returns, and how ArviZ takes it."""
 
+import math
+import os
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -7,11 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._types import Params
-from ..inputs.trees import count_degrees
-from .collect import CollectState, list_chains, name_range, warn_left_out
+from ..inputs.trees import chains_and_draws, check_arrays, count_degrees
+from .chains import is_key
+from .collect import (
+    CollectState,
+    are_equal,
+    draws,
+    list_chains,
+    name_range,
+    warn_equal_chains,
+    warn_left_out,
+)
 from .loop import Carry, Record, RunState
 
 BLOCKS = 8  # of one chain, for a standard error
+STANDING = 10  # draws, or one in so many of them, that are all equal where a chain stands still
 TOO_HOT = 10.0  # times the temperature of a posterior
 
 
@@ -42,10 +55,11 @@ class Temperatures(NamedTuple):
 
     def average(self) -> "Temperatures":
         """The same two, each as an `Average` over draws and chains: compare them with your T."""
-        return Temperatures(*(None if t is None else _average(t) for t in self))
+        return Temperatures(*(None if t is None else average_over_chains(t) for t in self))
 
 
-def _average(values: Any) -> Average:
+def average_over_chains(values: Any) -> Average:
+    """The mean of `[chain, draw]` over the finite chains, with its standard error."""
     values = np.asarray(values, np.float64)
     chains = values[np.isfinite(values).all(1)]
     if not len(chains):
@@ -56,7 +70,7 @@ def _average(values: Any) -> Average:
             [block.mean() for block in np.array_split(chains[0], BLOCKS) if len(block)]
         )
     error = parts.std(ddof=1) / np.sqrt(len(parts)) if len(parts) > 1 else np.nan
-    return Average(jnp.asarray(chains.mean(), jnp.float32), jnp.asarray(error, jnp.float32))
+    return Average(jnp.asarray(chains.mean(), float), jnp.asarray(error, float))
 
 
 class Samples(NamedTuple):
@@ -93,7 +107,8 @@ def average_over_moving(by_leaf: Any, params: Params, origin: Params) -> jax.Arr
     sizes = np.array([count_degrees(p) for p, _ in pairs], float)
     moved = np.array([bool(jnp.any(p != o)) for p, o in pairs])
     weights = sizes * moved if (sizes * moved).any() else sizes
-    return jnp.sum(jnp.asarray(by_leaf) * (weights / weights.sum()).astype(np.float32), -1)
+    share = jnp.asarray(weights / weights.sum(), jnp.float32)
+    return jnp.sum(by_leaf * jnp.broadcast_to(share, jnp.shape(by_leaf)), -1)
 
 
 def gather(
@@ -113,7 +128,7 @@ def gather(
         end = ", where the run ended" if len(chains) == len(diverged) > 1 else ""
         doubts.append(
             f"{list_chains(chains)} {were} not finite at step {name_range(diverged[chains])}{end}:"
-            " the steps are too long, or the loss has no lower bound"
+            " the steps are too long, the loss has no lower bound, or a schedule is not finite"
         )
     if done < num_steps and not (diverged >= 0).all():
         doubts.append(
@@ -126,10 +141,17 @@ def gather(
             f" first at step {first}, where the parameters were: look for it in the data (0/0, a"
             " log of 0), then in the support of the loss, then in the step size"
         )
-    if len(diverged) > 1 and _are_equal((params, records.loss)):
+    if len(diverged) > 1 and are_equal((params, records.loss)):
         doubts.append(
             "two chains are equal to the bit: tx adds no noise, or its key is no typed PRNG key"
             " (jax.random.key), which alone is split for the chains"
+        )
+    standing, number = _find_standing(records.draw, params, state)
+    if standing.size:
+        doubts.append(
+            f"{list_chains(standing)} stood still: the last {number} draws are equal to the bit, as"
+            " where a schedule of the step size or the temperature is 0 or below, or where steps"
+            " are below the spacing of the parameters"
         )
     return samples, doubts + _doubt_temperature(temperatures, num_examples)
 
@@ -144,11 +166,39 @@ def _find_diverged(params: Params, kept: CollectState, base: int, done: int) -> 
     return np.where(diverged < 0, -1, base + diverged)
 
 
-def _are_equal(chains: Any) -> bool:
-    """Whether another chain is equal to the first to the last bit."""
-    leaves = [jnp.reshape(x, (len(x), -1)) for x in jax.tree.leaves(chains)]
-    equal = [(x[1:] == x[:1]).all(1) for x in leaves]
-    return bool(jnp.stack(equal).all(0).any())
+def _find_standing(kept: Any, params: Params, state: RunState) -> tuple[np.ndarray, int]:
+    """The chains of a sampler whose last draws are all equal, and how many draws were looked at.
+
+    Draws that are no parameters may well be equal, and so may iterates of an optimizer.
+    """
+    leaves, like = jax.tree.leaves(kept), jax.tree.leaves(params)
+    are_params = [np.shape(x)[2:] for x in leaves] == [np.shape(p)[1:] for p in like]
+    if not are_params or not any(is_key(leaf) for leaf in jax.tree.leaves(state.opt_state)):
+        return np.arange(0), 0
+    number = max(STANDING, leaves[0].shape[1] // STANDING)
+    if leaves[0].shape[1] < number:
+        return np.arange(0), 0
+    last = [x[:, -number:] for x in leaves]
+    equal = [(x == x[:, -1:]).all(tuple(range(1, x.ndim))) for x in last]
+    return np.flatnonzero(np.stack(equal).all(0)), number
+
+
+def check_room(number: int, draw: Any, num_chains: int, on_host: bool) -> None:
+    """Raise a MemoryError where so many draws, each a tree like `draw`, cannot fit into memory."""
+    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(draw))
+    room = 0
+    if not on_host:
+        stats = [device.memory_stats() or {} for device in jax.local_devices()]
+        room = sum(s.get("bytes_limit", 0) for s in stats)
+    if not room:  # the processor's devices have no limit of their own
+        room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if number * num_chains * size > room:
+        raise MemoryError(
+            f"{number} draws of {num_chains} chains, {size} bytes each, are"
+            f" {number * num_chains * size / 1e9:.3g} GB, and the memory has {room / 1e9:.3g} GB:"
+            " keep fewer by `every`, less of each by `transform`, or take the draws to a disk by"
+            " `on_draw` and call `sample` again and again with `state`"
+        )
 
 
 def _doubt_temperature(temperatures: Temperatures, num_examples: int | None) -> list[str]:
@@ -170,25 +220,32 @@ def _doubt_temperature(temperatures: Temperatures, num_examples: int | None) -> 
     ]
 
 
-def to_arviz(samples: Samples) -> Any:
-    """`samples` as ArviZ takes them: an `InferenceData`, or from ArviZ 1 on a `DataTree`.
+def to_arviz(samples: Any) -> Any:
+    """Draws as ArviZ takes them: an `InferenceData`, or from ArviZ 1 on a `DataTree`.
 
     The group `posterior` has a variable for each leaf, named by its path (`dense1.kernel`; one
-    array alone is called `params`), and `sample_stats` has `loss`, `configurational_temperature`
-    and, where the sampler has a velocity, `kinetic_temperature`. Chains that diverged are left
-    out, with a warning. Needs ArviZ.
+    array alone is called `params`). What files and ArviZ do not take in a name becomes a dot:
+    Haiku's `mlp/~/linear_0` is `mlp.linear_0`. A complex leaf is two variables, `.real` and
+    `.imag`. Of `Samples` the group `sample_stats` has `loss`, `configurational_temperature` and,
+    where the sampler has a velocity, `kinetic_temperature`. Chains that diverged are left out, with
+    a warning. Needs ArviZ.
 
     Args:
-      samples: what `sample` returned.
+      samples: what `sample` returned, or any tree of arrays that lead with `[chain, draw, ...]`,
+        such as `draws` gives, or the `CollectState` of `collect`.
 
     Returns:
       What `arviz.summary`, `arviz.plot_trace` and the others take.
 
+    Warns:
+      UserWarning: a chain diverged, or two are equal to the bit.
+
     Raises:
       ImportError: ArviZ is not installed.
-      TypeError: `samples` are not `Samples`.
-      ValueError: every chain diverged, two leaves have one name, or one that an axis has,
-        as `chain` and `draw`.
+      TypeError: `samples` are no arrays.
+      ValueError: leaves have no `[chain, draw, ...]` in common, or `Samples` are thinned in part;
+        every chain diverged; two leaves have one name, or one that an axis has, as `chain` and
+        `draw`.
 
     Examples:
       >>> import diffopt, jax.numpy as jnp
@@ -199,35 +256,61 @@ def to_arviz(samples: Samples) -> Any:
       >>> data["posterior"]["x"].shape
       (4, 100, 2)
     """
-    if not isinstance(samples, Samples):
-        raise TypeError(f"to_arviz takes the Samples of sample, got {type(samples).__name__}")
     try:
         import arviz
     except ImportError as error:
         raise ImportError("to_arviz needs ArviZ: pip install arviz") from error
-    diverged = np.asarray(samples.diverged)
-    warn_left_out(diverged)
-    if (diverged >= 0).all():
-        raise ValueError("no samples: every chain diverged")
-
-    def host(x: Any) -> np.ndarray:
-        x = np.asarray(x)[diverged < 0]
-        return x.astype(np.float32) if x.dtype.itemsize == 2 and x.dtype.kind not in "iu" else x
-
-    leaves = jax.tree_util.tree_leaves_with_path(samples.draws)
-    posterior = {
-        jax.tree_util.keystr(path, simple=True, separator=".") or "params": host(leaf)
-        for path, leaf in leaves
-    }
-    axes = {f"{name}_dim_{i}" for name, leaf in posterior.items() for i in range(leaf.ndim - 2)}
-    if taken := ({"chain", "draw"} | axes) & set(posterior):
-        raise ValueError(f"ArviZ has axes called {sorted(taken)}: rename these leaves of draws")
-    if len(posterior) < len(leaves):
-        raise ValueError(f"several leaves of draws have one name, of {sorted(posterior)}")
-    stats = {"loss": host(samples.losses)}
-    for name, values in samples.temperatures._asdict().items():
-        if values is not None:
-            stats[f"{name}_temperature"] = host(values)
-    groups = {"posterior": posterior, "sample_stats": stats}
+    samples = draws(samples) if isinstance(samples, CollectState) else samples
+    tree = samples.draws if isinstance(samples, Samples) else samples
+    check_arrays("draws", tree)
+    shape = chains_and_draws("draws", tree)
+    good, stats = np.ones(shape[0], bool), {}
+    if isinstance(samples, Samples):
+        if np.shape(samples.losses) != shape:
+            raise ValueError(
+                f"draws are of [chain, draw] = {list(shape)} and losses of"
+                f" {list(np.shape(samples.losses))}: give to_arviz the draws alone, or thin losses"
+                " and temperatures alike"
+            )
+        warn_left_out(np.asarray(samples.diverged))
+        good = np.asarray(samples.diverged) < 0
+        if not good.any():
+            raise ValueError("no samples: every chain diverged")
+        temperatures = samples.temperatures._asdict().items()
+        stats = {"loss": samples.losses} | {
+            f"{name}_temperature": values for name, values in temperatures if values is not None
+        }
+    variables = _name_variables(jax.tree.map(lambda x: _to_host(x)[good], tree))
+    warn_equal_chains(variables)
+    groups = {"posterior": variables}
+    if stats:
+        groups["sample_stats"] = {name: _to_host(x)[good] for name, x in stats.items()}
     make: Any = arviz.from_dict
     return make(groups) if arviz.__version__ >= "1" else make(**groups)
+
+
+def _to_host(x: Any) -> np.ndarray:
+    """An array of a type that ArviZ and files know."""
+    x = np.asarray(x)
+    if x.dtype == bool:
+        return x.astype(np.int8)
+    return x.astype(np.float32) if x.dtype.itemsize == 2 and x.dtype.kind not in "iu" else x
+
+
+def _name_variables(tree: Any) -> dict[str, np.ndarray]:
+    """The leaves by names that xarray, netCDF and ArviZ take: letters, digits and `_ . -`."""
+    named: list[tuple[str, np.ndarray]] = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        name = re.sub(r"[^\w-]+", ".", name).strip(".-") or "params"
+        if np.iscomplexobj(leaf):
+            named += [(f"{name}.real", leaf.real), (f"{name}.imag", leaf.imag)]
+        else:
+            named.append((name, leaf))
+    variables = dict(named)
+    axes = {f"{name}_dim_{i}" for name, leaf in named for i in range(leaf.ndim - 2)}
+    if taken := ({"chain", "draw"} | axes) & set(variables):
+        raise ValueError(f"ArviZ has axes called {sorted(taken)}: rename these leaves of draws")
+    if len(variables) < len(named):
+        raise ValueError(f"several leaves of draws have one name, of {sorted(variables)}")
+    return variables

@@ -38,7 +38,7 @@ from .loop import (
 )
 from .program import compile_program
 from .progress import end_progress, hear_interrupts, show_progress
-from .results import Samples, average_over_moving, gather
+from .results import Samples, average_over_moving, check_room, gather
 
 CHUNK_SECONDS = 0.25
 CHUNK_BYTES = 2**26
@@ -198,6 +198,7 @@ def sample(
     base = 0 if state is None else int(state.step)
     draw_steps = plan_draws(num_steps, burn_in, every, where, base)
     draw = jax.eval_shape(lambda p: transform(exact_or_same(p, tx.init(p))), one_chain)
+    check_room(len(draw_steps), draw, num_chains, on_host=on_draw is not None)
     plan = Plan(
         tx=tx,
         loss=loss,

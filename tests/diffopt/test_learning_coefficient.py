@@ -1,6 +1,8 @@
 """What the estimates return and refuse."""
 
+import re
 import warnings
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 
 import diffopt
+from diffopt.run import program
 
 pytestmark = pytest.mark.slow
 
@@ -62,27 +65,31 @@ def test_a_key_is_the_same_estimate_and_another_another():
     assert llc(key=1).mean != llc(key=jax.random.key(2)).mean
 
 
-def test_one_chain_has_no_standard_error():
-    assert np.isnan(llc(num_chains=1).standard_error)
+@pytest.mark.parametrize("make", [llc, wbic])
+def test_one_chain_has_a_standard_error_of_its_eighths(make):
+    estimate = make(num_chains=1, num_steps=90)
+    scale = 20 if make is wbic else 20 / np.log(20)
+    eighths = scale * np.asarray(estimate.losses[0, 10:], float).reshape(8, 10).mean(1)
+    error = eighths.std(ddof=1) / 8**0.5
+    np.testing.assert_allclose(estimate.standard_error, error, rtol=1e-3)
 
 
 def test_a_second_network_needs_no_second_compilation():
-    traces = []
+    llc(batch_size=5)
+    programs = set(map(id, program._programs.values()))
+    llc(loss=lambda w, batch: loss(w, batch), params=jnp.ones([]), batch_size=5, key=3)
+    assert set(map(id, program._programs.values())) == programs
 
-    def counted(w, batch):
-        traces.append(0)
-        return loss(w, batch)
 
-    llc(loss=counted, batch_size=5)
-    before = len(traces)
-    llc(loss=counted, params=jnp.ones([]), batch_size=5, key=3)
-    assert len(traces) - before <= 2  # the checks alone
+def test_numbers_may_be_arrays():
+    numbers = {name: jnp.array(OPTIONS[name]) for name in ("num_steps", "burn_in", "num_chains")}
+    assert llc(batch_size=jnp.array(7), **numbers).mean == llc(batch_size=7).mean
 
 
 def test_a_chain_that_diverges_is_named_and_left_out():
     # a slope below w = -2 takes a chain away for good
     cliff = lambda w: jnp.where(w > -2, w**2 / 2, -jnp.exp(w**2))
-    with pytest.warns(UserWarning, match="chain .* not finite at step"):
+    with pytest.warns(UserWarning, match="chains .* not finite at step"):
         estimate = llc(loss=cliff, data=None, temperature=1.0, num_chains=20, num_steps=60, key=1)
     good = np.isfinite(np.asarray(estimate.per_chain))
     assert 0 < good.sum() < 20
@@ -165,3 +172,83 @@ def test_a_doubtful_estimate_is_told(arguments, message):
 def test_a_sampler_that_cannot_be_called_is_named():
     with pytest.raises(TypeError, match="sampler must be called as sampler.step_size, temperature"):
         llc(sampler=lambda step_size: diffopt.sgld(step_size, 1.0))
+
+
+# A loss that is no mean, a loss that is too coarse, and a point that is no minimum
+
+CLASSES = jnp.arange(200) % 5 == 0
+VALUES = jax.random.normal(jax.random.key(0), (200,)) + 2 * CLASSES
+MODE = VALUES.mean()
+
+
+def weighted(w, batch):
+    is_rare, y = batch
+    weight = jnp.where(is_rare, 4.0, 1.0)
+    return jnp.sum(weight * (w - y) ** 2) / jnp.sum(weight) / 2
+
+
+def summed(w, batch):
+    return jnp.sum((w - batch[1]) ** 2) / 2
+
+
+@pytest.mark.filterwarnings("ignore:the chains", "ignore:λ̂")
+@pytest.mark.parametrize("estimate", [llc, wbic])
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (weighted, "loss is .*: it is not a mean over examples"),
+        (summed, "loss is .*: it sums over"),
+    ],
+)
+def test_a_loss_that_is_no_mean_is_told_once(estimate, loss, message):
+    with pytest.warns(UserWarning) as told:
+        estimate(loss=loss, params=MODE, data=(CLASSES, VALUES), batch_size=8, step_size=0.01)
+    (doubt,) = [str(w.message) for w in told if str(w.message).startswith("loss is")]
+    assert re.match(message, doubt)
+
+
+def raised(w, by):
+    return by + jnp.sum(w**2) / 2
+
+
+@pytest.mark.parametrize(("by", "temperature"), [(1e4, 1e-4), (1e2, 1e-6), (1e3, 1e-4)])
+def test_a_loss_too_coarse_for_the_temperature_is_told(by, temperature):
+    with pytest.warns(
+        UserWarning, match="the loss at params is known to .* not far below the temp"
+    ):
+        llc(
+            loss=partial(raised, by=by), data=None, params=jnp.zeros(4), temperature=temperature,
+            num_steps=200,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(("by", "temperature", "x64"), [(1e2, 1e-4, False), (1e4, 1e-4, True)])
+def test_a_loss_that_is_known_well_below_the_temperature_is_right(by, temperature, x64):
+    with jax.enable_x64(x64):
+        estimate = llc(
+            loss=partial(raised, by=by), data=None, params=jnp.zeros(4), temperature=temperature,
+            sampler=diffopt.baoab, num_steps=3000, burn_in=200, num_chains=32,
+        )  # fmt: skip
+        exact = 4 / (1 + temperature) / 2
+        assert estimate.losses.dtype == (jnp.float64 if x64 else jnp.float32)
+        assert estimate.standard_error < 0.05
+        assert abs(estimate.mean - exact) < 4.5 * estimate.standard_error
+
+
+def test_a_coarse_likelihood_is_told():
+    data = jnp.linspace(-1.0, 1.0, 200_000)
+    with pytest.warns(
+        UserWarning, match="the loss at params is known to .* not far below the temp"
+    ):
+        wbic(loss=lambda w, y: 100 + loss(w, y), data=data, num_steps=12)
+
+
+def test_a_coefficient_below_0_is_told():
+    double_well = lambda w: jnp.sum((w**2 - 1) ** 2) / 4
+    with pytest.warns(
+        UserWarning, match="λ̂ = -.* is below 0, which no λ is: params are no minimum"
+    ):
+        llc(
+            loss=double_well, data=None, params=jnp.zeros(4), temperature=0.01, step_size=0.1,
+            num_steps=600, burn_in=300, num_chains=8,
+        )  # fmt: skip

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import diffopt
+from diffopt.run import program
 from tests.helpers import normals
 
 with warnings.catch_warnings():
@@ -155,12 +156,11 @@ def test_a_diverged_chain_is_named_with_its_step(diverged):
     with pytest.warns(UserWarning) as record:
         diffopt.draws(state)
     assert [str(w.message) for w in record] == [
-        "chain 1 was not finite at step 4 and is left out",
-        "chain 3 was not finite at step 6 and is left out",
+        "2 chains (1, 3) were not finite at step 4 to 6 and are left out",
     ]
 
 
-@pytest.mark.filterwarnings("ignore:chain")
+@pytest.mark.filterwarnings("ignore:2 chains")
 def test_the_other_chains_make_the_average(diverged):
     path, state = diverged
     samples = diffopt.draws(state)
@@ -263,17 +263,12 @@ def test_memory_is_that_of_one_batch():
     assert memory(64) > memory(None)
 
 
-def test_the_same_function_compiles_once():
-    traces = []
-
-    def fn(sample, x):
-        traces.append(0)
-        return sample * x
-
-    diffopt.predictive(fn, jnp.ones(4), jnp.asarray(1.0))
-    first = len(traces)
-    diffopt.predictive(fn, jnp.ones(4), jnp.asarray(2.0))
-    assert len(traces) == first
+def test_functions_that_compute_the_same_compile_once():
+    for average in (diffopt.predictive, diffopt.predictions):
+        average(lambda sample, x: sample * x, jnp.ones(4), jnp.asarray(1.0))
+        programs = set(map(id, program._programs.values()))
+        average(lambda sample, x: sample * x, jnp.ones(4), jnp.asarray(2.0))
+        assert set(map(id, program._programs.values())) == programs
 
 
 @pytest.mark.parametrize(
