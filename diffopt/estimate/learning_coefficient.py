@@ -15,7 +15,7 @@ from .._types import Batch, Loss, Params, Sampler
 from ..inputs.callables import check_loss, check_sampler
 from ..inputs.keys import check_key
 from ..inputs.scalars import check_int, check_number
-from ..inputs.trees import check_inexact, count_degrees
+from ..inputs.trees import check_inexact, count_degrees, refuse_statistics
 from ..run.batches import count_examples, shape_batch
 from ..run.program import compile_program
 from ..run.sample import sample
@@ -313,6 +313,7 @@ def _run(
     if burn_in >= num_steps:
         raise ValueError(f"burn_in must be < num_steps = {num_steps}, got {burn_in}")
     check_inexact(params)
+    refuse_statistics(params)
     count_examples(data, batch_size)
     batch = () if data is None else (shape_batch(data, batch_size),)
     check_loss(loss, params, *batch)
