@@ -115,15 +115,13 @@ def frameworks(names):
 
 
 def frozen(names):
-    """Both ways give the same draws, at T, and keep nothing but adapters."""
+    """Both ways keep nothing but adapters, and their temperature is that of what moves."""
     closed, part = names["samples"], names["part"]
     assert jax.tree.structure(closed.draws) == jax.tree.structure(part.draws)
     for a, b in zip(jax.tree.leaves(closed.draws), jax.tree.leaves(part.draws), strict=True):
         assert a.shape == b.shape
-    for kind in zip(closed.temperatures, part.temperatures, strict=True):
-        np.testing.assert_allclose(kind[0][:, 0], kind[1][:, 0], rtol=1e-4)
-    for average in (*closed.temperatures.average(), *part.temperatures.average()):
-        assert abs(average.mean * names["N"] - 1) < 0.1
+    for samples in (closed, part):
+        assert abs(samples.temperatures.average().kinetic.mean * names["N"] - 1) < 0.05
     residual = lambda f: float(jnp.mean((f - names["y"]) ** 2))
     assert residual(names["mean"]) < names["noise"] ** 2
     assert residual(names["predict"](names["adapters"], names["x"])) > 5 * names["noise"] ** 2
@@ -135,7 +133,7 @@ def constraints(names):
     for draws in (names["rates"], names["again"]):
         draws = np.asarray(draws, float)
         ess = float(arviz.ess(draws))
-        assert (draws > 0).all() and ess > 1000
+        assert (draws > 0).all() and ess > 500
         assert abs(draws.mean() - shape * scale) < 4.5 * draws.std() / np.sqrt(ess)
         # of a Gamma variable the variance of the squared deviation is (2 + 6/shape) var²
         error = 4.5 * np.sqrt((2 + 6 / shape) / float(arviz.ess(draws**2)))
@@ -167,13 +165,14 @@ def numpyro(names):
 
 
 def loaders(names):
-    """Both loops find the truth, and the posterior's width, which minibatches add to."""
+    """Both loops are at T and the heat of independent batches, η C/(2 (1 - m) B), around the truth."""
+    variance = 1 / names["N"] + 0.002 / (2 * 0.1 * names["size"])
     for draws in (names["draws"], names["later"]):
-        draws = np.asarray(draws, float)
-        assert draws.shape[0] == names["chains"] and draws.shape[1] >= 100
-        width = names["N"] ** -0.5
-        assert (0.8 * width < draws.std((0, 1))).all() and (draws.std((0, 1)) < 2 * width).all()
-        assert np.abs(draws.mean((0, 1)) - names["truth"]).max() < 1.5 * width
+        assert draws.shape == (names["chains"], 200, 3)
+        draws = np.asarray(draws, float) - names["truth"]
+        ess = sum(float(arviz.ess(draws[..., i])) for i in range(3))
+        assert ess > 100
+        assert abs((draws**2).mean() / variance - 1) < 4.5 * np.sqrt(2 / ess)
 
 
 def loops(names):
@@ -193,8 +192,9 @@ def loops(names):
 
 
 def preemption(names):
-    """A disk that is full costs the last draw alone."""
-    assert names["samples"].draws["w"].shape == (1, 4, 3)
+    """A disk that is full costs no draw: those of the chunk are there too."""
+    draws = names["samples"].draws["w"]
+    assert 4 <= draws.shape[1] <= 10 and np.isfinite(draws).all()
 
 
 def logging(names):
