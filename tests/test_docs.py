@@ -165,7 +165,7 @@ def numpyro(names):
 
 
 def loaders(names):
-    """Both loops are at T and the heat of independent batches, η C/(2 (1 - m) B), around the truth."""
+    """Both loops are at T and the heat of independent batches, η C/(2 (1 - m) B)."""
     variance = 1 / names["N"] + 0.002 / (2 * 0.1 * names["size"])
     for draws in (names["draws"], names["later"]):
         assert draws.shape == (names["chains"], 200, 3)
