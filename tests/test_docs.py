@@ -61,8 +61,12 @@ def test_the_quickstart_runs(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", LONG)
 def test_a_page_runs(page, tmp_path, monkeypatch):
-    names = run(page, tmp_path, monkeypatch)
-    CHECKS.get(page.stem, lambda names: None)(names)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        names = run(page, tmp_path, monkeypatch)
+        CHECKS.get(page.stem, lambda names: None)(names)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def sampling(names):
@@ -192,9 +196,20 @@ def loops(names):
 
 
 def preemption(names):
-    """A disk that is full costs no draw: those of the chunk are there too."""
+    """Draws outlive a full disk, and a SIGTERM that is made a Ctrl-C."""
     draws = names["samples"].draws["w"]
     assert 4 <= draws.shape[1] <= 10 and np.isfinite(draws).all()
+
+    def terminate(step, draw):
+        if step == 100:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.warns(UserWarning, match="interrupted after"):
+        samples = diffopt.sample(
+            names["tx"], names["loss"], {"w": jnp.ones(3)}, num_steps=10**6, every=100,
+            on_draw=terminate,
+        )  # fmt: skip
+    assert 100 < int(samples.state.step) < 10**6
 
 
 def logging(names):
