@@ -1,6 +1,11 @@
 """The pages of the documentation: their Python runs as it stands, their tables are the results."""
 
+import os
+import pickle
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -56,8 +61,12 @@ def test_the_quickstart_runs(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", LONG)
 def test_a_page_runs(page, tmp_path, monkeypatch):
-    names = run(page, tmp_path, monkeypatch)
-    CHECKS.get(page.stem, lambda names: None)(names)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        names = run(page, tmp_path, monkeypatch)
+        CHECKS.get(page.stem, lambda names: None)(names)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def sampling(names):
@@ -98,10 +107,109 @@ def from_optimizers(names):
 
 
 def frameworks(names):
+    """Networks train with statistics of batches, and their chains stay there with fixed ones."""
     for framework in ("nnx", "linen", "equinox", "haiku"):
         losses = names[f"{framework}_losses"]
         assert losses[-1] < 0.2 * losses[0], framework
-    assert names["samples"].losses.shape == (1, 10)
+        samples = names[f"{framework}_samples"]
+        assert samples.losses.shape == (1, 10) and samples.losses.max() < losses[-1], framework
+        kept = str(jax.tree_util.tree_leaves_with_path(samples.draws)).lower()
+        assert not any(word in kept for word in ("mean", "var'", "ema", "batchstat")), framework
+    assert names["dropout_samples"].losses.shape == (1, 10)
+
+
+def frozen(names):
+    """Both ways keep nothing but adapters, and their temperature is that of what moves."""
+    closed, part = names["samples"], names["part"]
+    assert jax.tree.structure(closed.draws) == jax.tree.structure(part.draws)
+    for a, b in zip(jax.tree.leaves(closed.draws), jax.tree.leaves(part.draws), strict=True):
+        assert a.shape == b.shape
+    for samples in (closed, part):
+        assert abs(samples.temperatures.average().kinetic.mean * names["N"] - 1) < 0.05
+    residual = lambda f: float(jnp.mean((f - names["y"]) ** 2))
+    assert residual(names["mean"]) < names["noise"] ** 2
+    assert residual(names["predict"](names["adapters"], names["x"])) > 5 * names["noise"] ** 2
+
+
+def constraints(names):
+    """The law is Gamma(2 + N, 1 + Σy) both ways; a chain in the rate itself is told."""
+    shape, scale = 2 + names["N"], 1 / float(1 + names["y"].sum())
+    for draws in (names["rates"], names["again"]):
+        draws = np.asarray(draws, float)
+        ess = float(arviz.ess(draws))
+        assert (draws > 0).all() and ess > 500
+        assert abs(draws.mean() - shape * scale) < 4.5 * draws.std() / np.sqrt(ess)
+        # of a Gamma variable the variance of the squared deviation is (2 + 6/shape) var²
+        error = 4.5 * np.sqrt((2 + 6 / shape) / float(arviz.ess(draws**2)))
+        assert abs(draws.var() / (shape * scale**2) - 1) < error
+    plain = lambda rate: -names["T"] * names["log_density"](rate)
+    with pytest.warns(UserWarning, match="loss was not finite at .* support"):
+        diffopt.sample(diffopt.sgld(20.0, names["T"]), plain, jnp.ones([]), num_steps=300)
+
+
+def numpyro(names):
+    """The posterior is that of NUTS."""
+    from numpyro.infer import MCMC, NUTS
+
+    reference = MCMC(
+        NUTS(names["model"]), num_warmup=500, num_samples=1000, num_chains=1, progress_bar=False
+    )
+    reference.run(jax.random.key(3), names["x"], names["y"])
+    draws = names["samples"].draws
+    assert (draws["noise"] > 0).all()
+    for name, exact in reference.get_samples(group_by_chain=True).items():
+        for i in np.ndindex(exact.shape[2:]):
+            ours, theirs = (np.asarray(d[(..., *i)], float) for d in (draws[name], exact))
+            sizes = [float(arviz.ess(d)) for d in (ours, theirs)]
+            error = 4.5 * theirs.std() * np.sqrt(sum(1 / size for size in sizes))
+            assert abs(ours.mean() - theirs.mean()) < error, name
+            assert abs(ours.std() / theirs.std() - 1) < 4.5 * np.sqrt(
+                sum(1 / (2 * size) for size in sizes)
+            ), name
+
+
+def loaders(names):
+    """Both loops are at T and the heat of independent batches, η C/(2 (1 - m) B)."""
+    variance = 1 / names["N"] + 0.002 / (2 * 0.1 * names["size"])
+    for draws in (names["draws"], names["later"]):
+        assert draws.shape == (names["chains"], 200, 3)
+        draws = np.asarray(draws, float) - names["truth"]
+        ess = sum(float(arviz.ess(draws[..., i])) for i in range(3))
+        assert ess > 100
+        assert abs((draws**2).mean() / variance - 1) < 4.5 * np.sqrt(2 / ess)
+
+
+def loops(names):
+    """What the page says of each, to 4.5 standard errors of 20,000 chains."""
+    T, lr, error = names["T"], names["lr"], 4.5 * np.sqrt(2 / names["chains"])
+    plain = 1 / (1 - lr / 2)
+    for part in (names["z"].real, names["z"].imag):
+        assert abs(part.var() / (T * plain) - 1) < error
+    s = names["clip"] * names["multiplier"] / names["batch"]
+    assert abs((names["updates"] / lr).var() / s**2 - 1) < error
+    kept, k = 1 - lr, 5
+    factor = (0.5 + 0.5 * kept**k) ** 2
+    exact = 0.25 * (1 - kept ** (2 * k)) * plain / (1 - factor)
+    assert abs(names["ahead"].slow.var() / (T * exact) - 1) < error and round(exact, 2) == 0.47
+    assert abs(names["y"].var() / T - 0.34) < 0.34 * error
+    assert abs(names["average"].var() / T - 0.28) < 0.28 * error
+
+
+def preemption(names):
+    """Draws outlive a full disk, and a SIGTERM that is made a Ctrl-C."""
+    draws = names["samples"].draws["w"]
+    assert 4 <= draws.shape[1] <= 10 and np.isfinite(draws).all()
+
+    def terminate(step, draw):
+        if step == 100:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.warns(UserWarning, match="interrupted after"):
+        samples = diffopt.sample(
+            names["tx"], names["loss"], {"w": jnp.ones(3)}, num_steps=10**6, every=100,
+            on_draw=terminate,
+        )  # fmt: skip
+    assert 100 < int(samples.state.step) < 10**6
 
 
 def logging(names):
@@ -163,8 +271,8 @@ def transformer(names):
 CHECKS = {
     check.__name__: check
     for check in (
-        sampling, temperature, from_optimizers, frameworks, logging, annealing, diagnostics,
-        chains, transformer,
+        sampling, temperature, from_optimizers, frameworks, frozen, constraints, numpyro, loaders,
+        loops, preemption, logging, annealing, diagnostics, chains, transformer,
     )
 }  # fmt: skip
 
@@ -241,6 +349,41 @@ def test_a_checkpoint_loses_nothing(tmp_path):
             restored = step(restored)
         assert_equal(restored, state)
     assert not jnp.array_equal(state["params"]["w"], start["params"]["w"])
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
+    """SIGTERM before the second piece is saved, between its two files, and after it."""
+    script = blocks(DOCS / "preemption.md")[0]
+    kill = """
+import os, signal
+before, calls = save, []
+def save(path, value):
+    calls.append(path)
+    if len(calls) == {call}:
+        os.kill(os.getpid(), signal.SIGTERM)
+    before(path, value)
+"""
+    head, tail = script.split("\n\nrun(")
+    commands = {name: f"{head}\n{kill.format(call=name)}\nrun({tail}" for name in (3, 4, 5)}
+    start = lambda command, folder: (
+        subprocess.run(
+            [sys.executable, "-c", command], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        ).returncode
+    )
+    folders = {name: tmp_path / str(name) for name in (0, *commands)}
+    for folder in folders.values():
+        folder.mkdir()
+    assert start(script, folders[0]) == 0
+    whole = sorted((folders[0] / "run").iterdir())
+    assert len(whole) == 6
+    for name, command in commands.items():
+        assert start(command, folders[name]) == -signal.SIGTERM
+        assert not (folders[name] / "run" / whole[-2].name).exists()
+        assert start(script, folders[name]) == 0
+        for file in whole:
+            resumed = folders[name] / "run" / file.name
+            assert_equal(pickle.loads(resumed.read_bytes()), pickle.loads(file.read_bytes()))
 
 
 def test_the_readme_shows_the_test_command_that_ci_runs():

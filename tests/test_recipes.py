@@ -29,6 +29,12 @@ def by_layer(T):
     )
 
 
+def frozen(moves):
+    return optax.partition(
+        {"frozen": optax.set_to_zero(), "moves": moves}, {"hidden": "frozen", "out": "moves"}
+    )
+
+
 def cyclical(make, T):
     stage = diffopt.sampling_stage(100, 0.8)
     return make(diffopt.cyclical_schedule(0.1, 100), temperature=lambda t: T * stage(t))
@@ -87,6 +93,7 @@ RECIPES = {
         optax.sgd(LR),
     ),
     "noise on one layer": (by_layer, optax.sgd(LR)),
+    "parts that do not move": (lambda T: frozen(diffopt.sgld(LR, T)), frozen(optax.sgd(LR))),
     "a thermostat for each group": (
         lambda T: optax.partition(
             {"a": diffopt.sgnht(LR, T, key=0), "b": diffopt.sgnht(LR, T, key=1)},

@@ -15,7 +15,7 @@ from .._types import Batch, Loss, Params, Sampler
 from ..inputs.callables import check_concrete, check_loss, check_sampler
 from ..inputs.keys import check_key
 from ..inputs.scalars import check_int, check_number
-from ..inputs.trees import check_inexact, count_degrees, place_beside
+from ..inputs.trees import check_inexact, count_degrees, place_beside, refuse_statistics
 from ..run.batches import count_examples, doubt_mean, shape_batch
 from ..run.program import compile_program
 from ..run.results import average_over_chains
@@ -353,6 +353,7 @@ def _run(
         raise ValueError(f"burn_in must be < num_steps = {num_steps}, got {burn_in}")
     check_inexact(params)
     check_concrete("sample", params=params, data=data, key=key)
+    refuse_statistics(params)
     count_examples(data, batch_size)
     batch_size = None if batch_size is None else check_int("batch_size", batch_size)
     batch = () if data is None else (shape_batch(data, batch_size),)

@@ -13,7 +13,7 @@ from .._types import Batch, Key, Loss, Params, Sampler, Updates
 from ..inputs.callables import check_concrete, check_loss, check_sampler
 from ..inputs.keys import check_key, derive_key
 from ..inputs.scalars import check_int, check_number
-from ..inputs.trees import check_inexact, count_degrees, mean_product
+from ..inputs.trees import check_inexact, count_degrees, mean_product, refuse_statistics
 from ..run.batches import Epoch, count_examples, next_batch, shape_batch, start_epoch
 from ..run.loop import configurational_by_leaf, kinetic_or_none, take_step
 from ..run.program import compile_program
@@ -180,6 +180,7 @@ def find_step_size(
     check_concrete("find_step_size", params=params, data=data, temperature=temperature, key=key)
     check_key(key)
     check_inexact(params)
+    refuse_statistics(params)
     temperature = float(temperature)
     if count_examples(data, batch_size) == batch_size:
         batch_size = None

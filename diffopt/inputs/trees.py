@@ -71,6 +71,26 @@ def check_width(name: str, leaf: Any) -> None:
         )
 
 
+def refuse_statistics(params: Any) -> None:
+    """Raise a TypeError that names the first leaf of `params` that is a running statistic.
+
+    Flax tells them: the collection `batch_stats` of Linen, the variables `BatchStat` of NNX.
+    """
+    is_statistic = lambda x: any(kind.__name__ == "BatchStat" for kind in type(x).__mro__)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_statistic):
+        in_linen = any(getattr(entry, "key", None) == "batch_stats" for entry in path)
+        if in_linen or is_statistic(leaf):
+            cure = (
+                'give variables["params"] alone'
+                if in_linen
+                else "graphdef, params, rest = nnx.split(model, nnx.Param, ...)"
+            )
+            raise TypeError(
+                f"params{jax.tree_util.keystr(path)} is a running statistic, which no posterior"
+                f" has: {cure}, and let the loss close over the statistics"
+            )
+
+
 def _describe(leaf: Any) -> str:
     text = repr(leaf)
     return text if len(text) < 200 else f"a {type(leaf).__qualname__}"

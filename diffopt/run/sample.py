@@ -19,7 +19,12 @@ from .._types import Batch, Key, Loss, Params, Schedule
 from ..inputs.callables import check_concrete, check_estimator, check_loss, check_transformation
 from ..inputs.keys import check_key, derive_key
 from ..inputs.scalars import check_int, check_stage
-from ..inputs.trees import check_inexact, check_like, find_states_with_path
+from ..inputs.trees import (
+    check_inexact,
+    check_like,
+    find_states_with_path,
+    refuse_statistics,
+)
 from .batches import count_examples, doubt_mean, shape_batch
 from .chains import count_chains, derive_chain_keys, own_mesh, share_chains
 from .collect import LAST
@@ -149,9 +154,9 @@ def sample(
       ValueError: a number is out of its range, `burn_in` or `where` leaves no draw, the leading
         axes of `data` differ or are shorter than `batch_size`, `params` have not the chains they
         should have, or there is an `estimator` without `data`.
-      TypeError: a parameter is not floating-point, the loss is not a real scalar, `state` is of
-        another `tx` or `estimator` or other `params`, an argument is of the wrong type, or the
-        call is inside `jit` or `vmap`.
+      TypeError: a parameter is not floating-point, or is a running statistic of Flax, the loss is
+        not a real scalar, `state` is of another `tx` or `estimator` or other `params`, an argument
+        is of the wrong type, or the call is inside `jit` or `vmap`.
 
     Examples:
       A line through points, y = a + bx with noise of variance 1, and its exact posterior.
@@ -341,6 +346,7 @@ def _check_arguments(
     check_concrete("sample", params=params, data=data, key=key)
     check_key(key)
     check_inexact(params)
+    refuse_statistics(params)
     if not jax.tree.leaves(params):
         raise ValueError("params has no leaves")
     if not any(np.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(params)):

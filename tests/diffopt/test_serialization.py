@@ -11,6 +11,8 @@ import numpy as np
 import optax
 import pytest
 
+from tests.helpers import assert_equal
+
 pytestmark = pytest.mark.slow
 
 PAGE = Path(__file__).parents[2] / "docs" / "serialization.md"
@@ -41,6 +43,17 @@ def assert_goes_on_alike(page, restored):
 @pytest.mark.parametrize("name", ["restored", "loaded"])
 def test_a_state_that_was_saved_goes_on_with_the_same_noise(page, name):
     assert_goes_on_alike(page, page[name])
+
+
+def test_what_holds_more_than_arrays_is_saved(page):
+    """A `TrainState` has a number, and a model of Equinox functions."""
+    state, restored = page["train_state"], page["train_restored"]
+    assert (state.step, restored.step) == (1, 1)
+    assert_equal(restored.params, state.params)
+    assert_equal(restored.opt_state, state.opt_state)
+    model, loaded = page["both"][0], page["both_loaded"][0]
+    assert loaded.activation is model.activation
+    assert_equal(*(eqx.filter(x, eqx.is_array) for x in (page["both_loaded"], page["both"])))
 
 
 def test_flax_and_equinox_need_it(page, tmp_path):
