@@ -32,7 +32,8 @@ class LowPrecisionState(NamedTuple):
     inner_state: Any
 
 
-def _is_low(p: Any) -> bool:
+def is_low(p: Any) -> bool:
+    """Whether `p` is a real array of fewer than 32 bits."""
     dtype = jnp.result_type(p)
     return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
 
@@ -52,7 +53,7 @@ def _unit(p: jax.Array) -> jax.Array:
     return jnp.maximum(spacing * np.float32(1 / UNITS), np.float32(TINY))
 
 
-def _round(x: jax.Array, dtype: Any, bits: jax.Array) -> jax.Array:
+def round_at_random(x: jax.Array, dtype: Any, bits: jax.Array) -> jax.Array:
     """One of the two neighbours of the float32 `x` in `dtype`, by 16 random bits; its mean is x.
 
     Within one spacing beyond the largest number it is the largest number.
@@ -69,7 +70,7 @@ def _round(x: jax.Array, dtype: Any, bits: jax.Array) -> jax.Array:
 
 
 def _widen(p: Any) -> Any:
-    if not _is_low(p):
+    if not is_low(p):
         return p
     if isinstance(p, jax.ShapeDtypeStruct):
         return p.update(dtype=jnp.float32)
@@ -223,7 +224,7 @@ def low_precision(
     def init_fn(params: Any) -> LowPrecisionState:
         check_inexact(params)
         residual = jax.tree.map(
-            lambda p: jnp.zeros_like(p, jnp.int16) if _is_low(p) else optax.MaskedNode(), params
+            lambda p: jnp.zeros_like(p, jnp.int16) if is_low(p) else optax.MaskedNode(), params
         )
         exact = jax.tree.map(_widen, params)
         return LowPrecisionState(derive_key(key, "rounding"), residual, tx.init(exact))
@@ -236,16 +237,16 @@ def low_precision(
         key, subkey = jax.random.split(state.key)
         exact = add_residual(params, state.residual)
         grads = jax.tree.map(
-            lambda p, g: g.astype(jnp.float32) if _is_low(p) else g, params, updates
+            lambda p, g: g.astype(jnp.float32) if is_low(p) else g, params, updates
         )
         inner, inner_state = tx.update(grads, state.inner_state, exact, **extra_args)
 
         def step(p: Any, g: Any, u: Any, q: Any, bits: Any) -> tuple[Any, Any]:
-            if not _is_low(p):
+            if not is_low(p):
                 return u, q
             start = p.astype(jnp.float32)
             moved = _residual(p, q) + u.astype(jnp.float32)
-            rounded = _round(start + moved, p.dtype, bits)
+            rounded = round_at_random(start + moved, p.dtype, bits)
             update = (rounded.astype(jnp.float32) - start).astype(g.dtype)
             after = (p + update).astype(p.dtype)  # as optax.apply_updates does
             rest = (moved - (after.astype(jnp.float32) - start)) / _unit(after)
