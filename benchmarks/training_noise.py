@@ -17,9 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 from sklearn.datasets import load_digits
 
 import diffopt
@@ -28,28 +25,29 @@ from .lib import cli, files, machine, scores
 
 BATCH_SIZE, HIDDEN, DRAWS, WRONG = 50, 128, 32, 0.4
 DECAYS, PAIR_DECAYS = (0.0, 1e-3, 3e-3, 1e-2, 3e-2), (1e-4, 5e-4, 2e-3)
-WRONG_LABELS = {  # tuples are grids
-    "momentum": {"lr": (0.01,), "decay": DECAYS},
-    "label noise 0.5": {"lr": (0.01,), "decay": DECAYS, "label_std": (0.5,)},
-    "label noise 1": {"lr": (0.01,), "decay": DECAYS, "label_std": (1.0,)},
-    "weight noise 0.01": {"lr": (0.01,), "decay": DECAYS, "weight_std": (0.01,)},
-    "weight noise 0.03": {"lr": (0.01,), "decay": DECAYS, "weight_std": (0.03,)},
-    "ivon": {"lr": (0.1,), "decay": DECAYS, "hess_init": (0.1,)},
-}
-PAIRS = {
-    "momentum": {"lr": (0.03, 0.1, 0.3), "decay": PAIR_DECAYS},
-    "adamw": {"lr": (1e-3, 3e-3, 1e-2), "adam_decay": (0.1, 0.5, 2.0)},
-    "label noise": {"lr": (0.1,), "decay": PAIR_DECAYS, "label_std": (0.03, 0.1, 0.3)},
-    "weight noise": {"lr": (0.1,), "decay": PAIR_DECAYS, "weight_std": (0.005, 0.01, 0.03)},
-    "ivon": {"lr": (0.3,), "decay": PAIR_DECAYS, "hess_init": (0.03, 0.1, 0.3)},
+METHODS: dict[str, dict[str, Any]] = {  # tuples are grids
+    "wrong labels": {
+        "momentum": {"lr": (0.01,), "decay": DECAYS},
+        "label noise 0.5": {"lr": (0.01,), "decay": DECAYS, "label_std": (0.5,)},
+        "label noise 1": {"lr": (0.01,), "decay": DECAYS, "label_std": (1.0,)},
+        "weight noise 0.03": {"lr": (0.01,), "decay": DECAYS, "weight_std": (0.03,)},
+        "weight noise 0.1": {"lr": (0.01,), "decay": DECAYS, "weight_std": (0.1,)},
+        "ivon": {"lr": (0.1,), "decay": DECAYS, "hess_init": (0.1,)},
+    },
+    "pairs": {
+        "momentum": {"lr": (0.03, 0.1, 0.3), "decay": PAIR_DECAYS},
+        "adamw": {"lr": (1e-3, 3e-3, 1e-2), "adam_decay": (0.03, 0.1, 0.5)},
+        "label noise": {"lr": (0.1,), "decay": PAIR_DECAYS, "label_std": (0.03, 0.1, 0.3)},
+        "weight noise": {"lr": (0.1,), "decay": PAIR_DECAYS, "weight_std": (0.01, 0.03, 0.1)},
+        "ivon": {"lr": (0.3, 1.0, 3.0), "decay": (1e-4,), "hess_init": (0.1, 0.3, 1.0)},
+    },
 }
 
 
 def split(task: str, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Images and labels of a task in three splits of which no two share a digit."""
     rng, digits = np.random.default_rng(seed), load_digits()
-    order = rng.permutation(len(digits.target))
-    data = {}
+    order, data = rng.permutation(len(digits.target)), {}
     for name, (a, b) in {"train": (0, 1000), "valid": (1000, 1400), "test": (1400, 1797)}.items():
         x, y = np.float32(digits.data / 16)[order[a:b]], digits.target[order[a:b]]
         if task == "pairs":
@@ -70,16 +68,8 @@ def optimizer(hp: dict[str, Any], num_examples: int, steps: int) -> Any:
     if "hess_init" in hp:
         curvature: Any = {"hess_init": hp["hess_init"], "hess_decay": 0.9995}
         return diffopt.ivon(lr, num_examples, weight_decay=hp["decay"], **curvature)
-    momentum = optax.chain(optax.add_decayed_weights(hp["decay"]), optax.sgd(lr, 0.9))
-    if "weight_std" not in hp:
-        return momentum
-    return optax.chain(diffopt.weight_noise(hp["weight_std"], relative=True), momentum)
-
-
-def logits(params: Any, x: jax.Array) -> jax.Array:
-    """Two hidden layers of ReLUs."""
-    (w1, b1), (w2, b2), (w3, b3) = params
-    return jax.nn.relu(jax.nn.relu(x @ w1 + b1) @ w2 + b2) @ w3 + b3
+    noise = [diffopt.weight_noise(hp["weight_std"], relative=True)] if "weight_std" in hp else []
+    return optax.chain(*noise, optax.add_decayed_weights(hp["decay"]), optax.sgd(lr, 0.9))
 
 
 @partial(jax.jit, static_argnums=3)
@@ -93,9 +83,13 @@ def train(hp: dict[str, Any], key: jax.Array, data: Any, steps: int) -> dict[str
     start = [(jax.random.normal(k, s) * (2 / s[0]) ** 0.5, jnp.zeros(s[1])) for k, s in layers]
     tx, perturbs = optimizer(hp, len(x), steps), hp.keys() & {"hess_init", "weight_std"}
 
+    def mlp(params: Any, x: jax.Array) -> jax.Array:
+        (w1, b1), (w2, b2), (w3, b3) = params
+        return jax.nn.relu(jax.nn.relu(x @ w1 + b1) @ w2 + b2) @ w3 + b3
+
     def loss(params: Any, index: jax.Array, key: jax.Array) -> jax.Array:
         targets = diffopt.label_noise(key, y[index], hp.get("label_std", 0.0), sizes[-1])
-        return optax.softmax_cross_entropy(logits(params, x[index]), targets).mean()
+        return optax.softmax_cross_entropy(mlp(params, x[index]), targets).mean()
 
     def step(carry: Any, key: jax.Array) -> Any:
         params, state = carry
@@ -104,9 +98,9 @@ def train(hp: dict[str, Any], key: jax.Array, data: Any, steps: int) -> dict[str
         updates, state = tx.update(jax.grad(loss)(point, index, key), state, params)
         return (optax.apply_updates(params, updates), state), None
 
-    keys = jax.random.split(key_loop, steps)
-    (params, state), _ = jax.lax.scan(step, (start, tx.init(start)), keys)
-    predict = lambda p: {s: jax.nn.softmax(logits(p, data[s][0])) for s in ("valid", "test")}
+    carry = start, tx.init(start)
+    (params, state), _ = jax.lax.scan(step, carry, jax.random.split(key_loop, steps))
+    predict = lambda p: {s: jax.nn.softmax(mlp(p, data[s][0])) for s in ("valid", "test")}
     found = predict(params)
     if "hess_init" in hp:
         draw = lambda key: predict(diffopt.perturbed(params, state, key))
@@ -117,39 +111,15 @@ def train(hp: dict[str, Any], key: jax.Array, data: Any, steps: int) -> dict[str
 
 def score(task: str, hp: dict[str, float], seeds: range, steps: int) -> dict[str, dict]:
     """Error in percent and NLL of each seed, on each split."""
-    splits = [split(task, seed) for seed in seeds]
+    splits, keys = [split(task, s) for s in seeds], jax.random.split(jax.random.key(0), len(seeds))
+    found: dict[str, dict] = {}
     data = jax.tree.map(lambda *x: np.stack(x), *splits)
-    found = {}
-    for part, probs in train(
-        hp, jax.random.split(jax.random.key(0), len(seeds)), data, steps
-    ).items():
-        labels = [s[part.split()[0]][1] for s in splits]
+    for part, probs in train(hp, keys, data, steps).items():
+        labels = [data[part.split()[0]][1] for data in splits]
         each = [scores.evaluate(*pair) for pair in zip(probs, labels, strict=True)]
-        found[part] = {
-            "error": [100 - 100 * e.accuracy for e in each],
-            "nll": [e.nll for e in each],
-        }
+        errors = [100 - 100 * e.accuracy for e in each]
+        found[part] = {"error": errors, "nll": [e.nll for e in each]}
     return found
-
-
-def measure(steps: int, seeds: int, console: Console) -> list[dict]:
-    """A row for each setting, of `pairs` for the best one of each method."""
-    rows = []
-    cases = [("wrong labels", *x) for x in WRONG_LABELS.items()] + [
-        ("pairs", *x) for x in PAIRS.items()
-    ]
-    for task, method, grid in track(cases, "methods", console=console, transient=True):
-        settings = [dict(zip(grid, x, strict=True)) for x in itertools.product(*grid.values())]
-        if task == "pairs":
-            tried = [score(task, hp, range(100, 102), steps) for hp in settings]
-            nlls = [np.mean(t.get("valid draws", t["valid"])["nll"]) for t in tried]
-            settings = [settings[int(np.argmin(nlls))]]
-        for hp in settings:
-            found = score(task, hp, range(seeds), steps)
-            for part in [part for part in found if "test" in part]:
-                name = method + part.removeprefix("test")
-                rows.append({"task": task, "method": name, "setting": hp} | found[part])
-    return rows
 
 
 @cli.program("training_noise")
@@ -159,19 +129,25 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=cli.at_least_one, default=2000, help="default %(default)s")
     parser.add_argument("--seeds", type=cli.at_least_one, default=6, help="default %(default)s")
     args = parser.parse_args(argv)
-    out = cli.make_folder(args.out)
-    console = Console(width=110)
-    rows = measure(args.steps, args.seeds, console)
-    table = Table("task", "method", "setting", "test error, %", "NLL")
-    for row in rows:
-        setting = ", ".join(f"{name} {value:g}" for name, value in row["setting"].items())
-        error, nll = scores.plus_minus(row["error"], 1), scores.plus_minus(row["nll"], 3)
-        table.add_row(row["task"], row["method"], setting, error, nll)
-    console.print(table)
+    out, rows = cli.make_folder(args.out), []
+    for task, method, grid in ((task, *case) for task in METHODS for case in METHODS[task].items()):
+        settings = [dict(zip(grid, x, strict=True)) for x in itertools.product(*grid.values())]
+        if task == "pairs":
+            tried = [score(task, hp, range(100, 102), args.steps) for hp in settings]
+            nlls = [np.mean(t.get("valid draws", t["valid"])["nll"]) for t in tried]
+            settings = [settings[int(np.argmin(nlls))]]
+        for hp in settings:
+            found = score(task, hp, range(args.seeds), args.steps)
+            for part in [part for part in found if "test" in part]:
+                name = method + part.removeprefix("test")
+                rows.append({"task": task, "method": name, "setting": hp} | found[part])
+                means = [scores.plus_minus(found[part][s], 3) for s in ("error", "nll")]
+                print(f"{task}, {name}, {hp}: error {means[0]} %, NLL {means[1]}", flush=True)
     command = f"python -m benchmarks.training_noise --steps {args.steps} --seeds {args.seeds}"
-    about = {"command": command, "cpu_seconds": time.process_time(), "machine": machine.describe()}
-    files.write_json(out / "training_noise.json", about | {"rows": rows})
-    console.print(f"{machine.line(about['machine'])}\nWrote {out / 'training_noise.json'}")
+    about = machine.describe() | {"cpu_seconds": time.process_time()}
+    result = {"command": command, "machine": about, "rows": rows}
+    files.write_json(out / "training_noise.json", result)
+    print(f"Wrote {out / 'training_noise.json'}")
 
 
 if __name__ == "__main__":

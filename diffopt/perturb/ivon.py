@@ -179,7 +179,7 @@ def ivon(
         eta = value_at(learning_rate, state.count)
         N, h0, delta, b1 = map(as_float, (num_examples, hess_init, weight_decay, momentum))
         slow = as_float(1 - hess_decay)  # of a Python float without loss
-        unbias = 1 - b1 ** (state.count + 1.0)
+        unbias = 1 - b1 ** (as_float(state.count) + 1)
         keys = state.noise[noise]
         draw = lambda part: draw_increments(key_of_part(keys, part), state.momentum, noise)
         xis = [draw(part) for part in range(len(keys))]

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .._types import Key
 from ..inputs.keys import check_key, derive_key
@@ -111,14 +112,12 @@ def _clean(labels: Any, num_classes: int | None) -> tuple[jax.Array, int]:
     if dtype is None or not jnp.issubdtype(dtype, wanted):
         got = repr(labels) if dtype is None else f"dtype {dtype}"
         raise TypeError(f"labels must be {kind} where num_classes is {num_classes!r}, got {got}")
-    labels = jnp.asarray(labels)
     if num_classes is None:
-        return labels, len(labels) if labels.ndim else 1
+        return jnp.asarray(labels), len(labels) if jnp.ndim(labels) else 1
     check_int("num_classes", num_classes, least=1)
-    if not isinstance(labels, jax.core.Tracer) and labels.size:
-        for extreme in (labels.min(), labels.max()):
+    known = getattr(labels, "is_fully_addressable", True) and jnp.size(labels)
+    if known and not isinstance(labels, jax.core.Tracer):
+        for extreme in (np.min(labels), np.max(labels)):
             if not 0 <= extreme < num_classes:
-                raise ValueError(
-                    f"labels must be classes from 0 to {num_classes - 1}, got {extreme}"
-                )
-    return jax.nn.one_hot(labels, num_classes), math.prod(labels.shape)
+                raise ValueError(f"labels must be from 0 to {num_classes - 1}, got {extreme}")
+    return jax.nn.one_hot(labels, num_classes), math.prod(jnp.shape(labels))
