@@ -2,9 +2,8 @@
 
     python -m benchmarks.training_noise [--out DIR]
 
-Networks 128 wide on scikit-learn's digits. `wrong labels`: 1,000 digits, 40 % with a wrong label,
-over weight decays. `pairs`: 2,000 images of two digits, 100 classes; each method is tuned by the
-NLL of a validation split over nine settings. Every seed has its own splits, start and order.
+Networks 128 wide on scikit-learn's digits. `wrong labels`: 1,000 digits, 40 % with a wrong label.
+`pairs`: 2,000 of two digits, 100 classes; nine settings a method, tuned by a validation split.
 """
 
 import itertools
@@ -46,10 +45,10 @@ METHODS: dict[str, dict[str, Any]] = {  # tuples are grids
 
 def split(task: str, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Images and labels of a task in three splits of which no two share a digit."""
-    rng, digits = np.random.default_rng(seed), load_digits()
-    order, data = rng.permutation(len(digits.target)), {}
+    rng, (images, labels) = np.random.default_rng(seed), load_digits(return_X_y=True)
+    order, data = rng.permutation(len(labels)), {}
     for name, (a, b) in {"train": (0, 1000), "valid": (1000, 1400), "test": (1400, 1797)}.items():
-        x, y = np.float32(digits.data / 16)[order[a:b]], digits.target[order[a:b]]
+        x, y = images[order[a:b]].astype(np.float32) / 16, labels[order[a:b]]
         if task == "pairs":
             i, j = rng.integers(len(y), size=(2, 2000))
             x, y = np.concatenate([x[i], x[j]], axis=1), 10 * y[i] + y[j]
@@ -79,8 +78,8 @@ def train(hp: dict[str, Any], key: jax.Array, data: Any, steps: int) -> dict[str
     x, y = data["train"]
     sizes = (x.shape[1], HIDDEN, HIDDEN, 10 if x.shape[1] == 64 else 100)
     *starts, key_loop, key_draws = jax.random.split(key, 5)
-    layers = zip(starts, itertools.pairwise(sizes), strict=True)
-    start = [(jax.random.normal(k, s) * (2 / s[0]) ** 0.5, jnp.zeros(s[1])) for k, s in layers]
+    pairs = zip(starts, itertools.pairwise(sizes), strict=True)
+    start = [(jax.random.normal(k, s) * (2 / s[0]) ** 0.5, jnp.zeros(s[1])) for k, s in pairs]
     tx, perturbs = optimizer(hp, len(x), steps), hp.keys() & {"hess_init", "weight_std"}
 
     def mlp(params: Any, x: jax.Array) -> jax.Array:
@@ -102,21 +101,20 @@ def train(hp: dict[str, Any], key: jax.Array, data: Any, steps: int) -> dict[str
     (params, state), _ = jax.lax.scan(step, carry, jax.random.split(key_loop, steps))
     predict = lambda p: {s: jax.nn.softmax(mlp(p, data[s][0])) for s in ("valid", "test")}
     found = predict(params)
-    if "hess_init" in hp:
-        draw = lambda key: predict(diffopt.perturbed(params, state, key))
-        each = jax.lax.map(draw, jax.random.split(key_draws, DRAWS))
-        found |= {f"{name} draws": probs.mean(0) for name, probs in each.items()}
-    return found
+    if "hess_init" not in hp:
+        return found
+    draw = lambda key: predict(diffopt.perturbed(params, state, key))
+    each = jax.lax.map(draw, jax.random.split(key_draws, DRAWS))
+    return found | {f"{name} draws": probs.mean(0) for name, probs in each.items()}
 
 
 def score(task: str, hp: dict[str, float], seeds: range, steps: int) -> dict[str, dict]:
     """Error in percent and NLL of each seed, on each split."""
-    splits, keys = [split(task, s) for s in seeds], jax.random.split(jax.random.key(0), len(seeds))
-    found: dict[str, dict] = {}
+    splits, found = [split(task, seed) for seed in seeds], {}
+    keys = jax.random.split(jax.random.key(0), len(seeds))
     data = jax.tree.map(lambda *x: np.stack(x), *splits)
     for part, probs in train(hp, keys, data, steps).items():
-        labels = [data[part.split()[0]][1] for data in splits]
-        each = [scores.evaluate(*pair) for pair in zip(probs, labels, strict=True)]
+        each = list(map(scores.evaluate, probs, [data[part.split()[0]][1] for data in splits]))
         errors = [100 - 100 * e.accuracy for e in each]
         found[part] = {"error": errors, "nll": [e.nll for e in each]}
     return found
@@ -125,12 +123,12 @@ def score(task: str, hp: dict[str, float], seeds: range, steps: int) -> dict[str
 @cli.program("training_noise")
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, measure, show."""
-    parser = cli.parser("training_noise", __doc__)
+    parser, rows = cli.parser("training_noise", __doc__), []
     parser.add_argument("--steps", type=cli.at_least_one, default=2000, help="default %(default)s")
     parser.add_argument("--seeds", type=cli.at_least_one, default=6, help="default %(default)s")
     args = parser.parse_args(argv)
-    out, rows = cli.make_folder(args.out), []
-    for task, method, grid in ((task, *case) for task in METHODS for case in METHODS[task].items()):
+    out = cli.make_folder(args.out)
+    for task, method, grid in [(t, *case) for t in METHODS for case in METHODS[t].items()]:
         settings = [dict(zip(grid, x, strict=True)) for x in itertools.product(*grid.values())]
         if task == "pairs":
             tried = [score(task, hp, range(100, 102), args.steps) for hp in settings]
@@ -139,14 +137,12 @@ def main(argv: list[str] | None = None) -> None:
         for hp in settings:
             found = score(task, hp, range(args.seeds), args.steps)
             for part in [part for part in found if "test" in part]:
-                name = method + part.removeprefix("test")
-                rows.append({"task": task, "method": name, "setting": hp} | found[part])
-                means = [scores.plus_minus(found[part][s], 3) for s in ("error", "nll")]
-                print(f"{task}, {name}, {hp}: error {means[0]} %, NLL {means[1]}", flush=True)
+                named = {"task": task, "method": method + part.removeprefix("test"), "setting": hp}
+                rows.append(named | found[part])
+                print(*named.values(), *(scores.plus_minus(x, 3) for x in found[part].values()))
     command = f"python -m benchmarks.training_noise --steps {args.steps} --seeds {args.seeds}"
-    about = machine.describe() | {"cpu_seconds": time.process_time()}
-    result = {"command": command, "machine": about, "rows": rows}
-    files.write_json(out / "training_noise.json", result)
+    about = {"command": command, "machine": machine.describe(), "cpu_seconds": time.process_time()}
+    files.write_json(out / "training_noise.json", about | {"rows": rows})
     print(f"Wrote {out / 'training_noise.json'}")
 
 
