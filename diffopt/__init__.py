@@ -6,6 +6,7 @@
   `to_arviz`; `gaussian_prior`; less noise in gradients by `control_variate` and `svrg`.
 - For a loop of your own: `split_keys`, `collect`, `draws`; `cyclical_schedule`, `sampling_stage`.
 - Is it right: `configurational_temperature`, `kinetic_temperature`, `gradient_noise_temperature`.
+- Noise that trains: gradients at `perturbed` weights by `ivon`, `weight_noise`; `label_noise`.
 - What only a diffusion tells: `local_learning_coefficient`, `wbic`.
 """
 
@@ -13,6 +14,10 @@ from ._clash import warn_of_another_diffopt as _warn_of_another_diffopt
 from ._types import Noise
 from .estimate.learning_coefficient import Estimate, local_learning_coefficient, wbic
 from .estimate.step_size import StepSizes, find_step_size
+from .perturb.ivon import IvonState, ivon
+from .perturb.label_noise import label_noise
+from .perturb.perturbed import perturbed
+from .perturb.weight_noise import WeightNoiseState, weight_noise
 from .run.chains import split_keys
 from .run.collect import CollectState, collect, draws
 from .run.gradients import (
@@ -54,6 +59,7 @@ __all__ = [
     "Estimate",
     "GaussianPriorState",
     "GradientEstimator",
+    "IvonState",
     "LowPrecisionState",
     "Noise",
     "NoiseTemperature",
@@ -68,6 +74,7 @@ __all__ = [
     "Temperatures",
     "ThermostatState",
     "UnderdampedState",
+    "WeightNoiseState",
     "baoab",
     "collect",
     "configurational_temperature",
@@ -78,10 +85,13 @@ __all__ = [
     "find_step_size",
     "gaussian_prior",
     "gradient_noise_temperature",
+    "ivon",
     "kinetic_temperature",
+    "label_noise",
     "langevin",
     "local_learning_coefficient",
     "low_precision",
+    "perturbed",
     "predictions",
     "predictive",
     "psgld",
@@ -97,6 +107,7 @@ __all__ = [
     "to_arviz",
     "ubu",
     "wbic",
+    "weight_noise",
 ]
 
 __version__ = "0.1.0"

@@ -4,7 +4,7 @@ import warnings
 from pathlib import Path
 
 HERE = Path(__file__).parent
-ROOMS = {"estimate", "inputs", "noise", "run", "samplers"}
+ROOMS = {"estimate", "inputs", "noise", "perturb", "run", "samplers"}
 
 
 def warn_of_another_diffopt(folder: Path = HERE) -> None:

@@ -37,7 +37,8 @@ def _is_wide(q: Any) -> bool:
     return isinstance(q, optax.MaskedNode)
 
 
-def _is_low(p: Any) -> bool:
+def is_low(p: Any) -> bool:
+    """Whether `p` is a real array of fewer than 32 bits."""
     dtype = array_dtype(p)
     return dtype is not None and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
 
@@ -57,7 +58,7 @@ def _unit(p: jax.Array) -> jax.Array:
     return jnp.maximum(spacing * np.float32(1 / UNITS), np.float32(TINY))
 
 
-def _round(x: jax.Array, dtype: Any, bits: jax.Array) -> jax.Array:
+def round_at_random(x: jax.Array, dtype: Any, bits: jax.Array) -> jax.Array:
     """One of the two neighbours of the float32 `x` in `dtype`, by 16 random bits; its mean is x.
 
     Within one spacing beyond the largest number it is the largest number.
@@ -78,7 +79,7 @@ def _is_none(x: Any) -> bool:
 
 
 def _widen(p: Any) -> Any:
-    if not _is_low(p):
+    if not is_low(p):
         return p
     if isinstance(p, jax.ShapeDtypeStruct):
         return p.update(dtype=jnp.float32)
@@ -122,7 +123,7 @@ def add_residual(params: Any, residual: Any) -> Any:
 
 def _check_dtype(path: Any, p: Any, q: Any) -> None:
     """Raise a TypeError where the residual `q` was made for a parameter of another size."""
-    if q is None or _is_low(p) != _is_wide(q):
+    if q is None or is_low(p) != _is_wide(q):
         return
     before = "32 bits or more" if _is_wide(q) else "16 bits"
     raise TypeError(
@@ -254,7 +255,7 @@ def low_precision(
     def init_fn(params: Any) -> LowPrecisionState:
         check_inexact(params)
         residual = jax.tree.map(
-            lambda p: jnp.zeros_like(p, jnp.int16) if _is_low(p) else optax.MaskedNode(), params
+            lambda p: jnp.zeros_like(p, jnp.int16) if is_low(p) else optax.MaskedNode(), params
         )
         exact = jax.tree.map(_widen, params)
         return LowPrecisionState(derive_key(key, "rounding"), residual, tx.init(exact))
@@ -271,16 +272,16 @@ def low_precision(
             for tree in (params, state.residual)
         )  # what has no gradient stays
         grads = jax.tree.map(
-            lambda p, g: g.astype(jnp.float32) if _is_low(p) else g, params, updates
+            lambda p, g: g.astype(jnp.float32) if is_low(p) else g, params, updates
         )
         inner, inner_state = tx.update(grads, state.inner_state, exact, **extra_args)
 
         def step(p: Any, g: Any, u: Any, q: Any, bits: Any) -> tuple[Any, Any]:
-            if not _is_low(p):
+            if not is_low(p):
                 return u, q
             start = p.astype(jnp.float32)
             moved = _residual(p, q) + u.astype(jnp.float32)
-            rounded = _round(start + moved, p.dtype, bits)
+            rounded = round_at_random(start + moved, p.dtype, bits)
             update = (rounded.astype(jnp.float32) - start).astype(g.dtype)
             after = (p + update).astype(p.dtype)  # as optax.apply_updates does
             rest = (moved - (after.astype(jnp.float32) - start)) / _unit(after)

@@ -11,7 +11,17 @@ from diffopt._clash import ROOMS
 PACKAGE = Path(diffopt.__file__).parent
 ROOT = PACKAGE.parent
 # From the bottom up: a file may import from its own room and from those before it.
-ORDER = ["_types", "inputs", "noise", "samplers", "temperature", "run", "estimate", "__init__"]
+ORDER = [
+    "_types",
+    "inputs",
+    "noise",
+    "samplers",
+    "perturb",
+    "temperature",
+    "run",
+    "estimate",
+    "__init__",
+]
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -1,0 +1,1 @@
+"""Noise inside the gradient and on the labels: methods over one hook (`perturbed`)."""
