@@ -21,12 +21,14 @@ class AdaptiveDriftState(NamedTuple):
       mu: the decayed mean of the gradients, of the shapes of the parameters, and float32 where they
         have 16 bits.
       nu: the decayed mean of the squared gradients, likewise; real where they are complex.
+      weights: 1 - b1ᵗ and 1 - b2ᵗ, what these means weigh after t steps: a float32 array of two.
     """
 
     count: jax.Array  # type: ignore[assignment]
     key: jax.Array
     mu: Any
     nu: Any
+    weights: jax.Array
 
 
 def asgld(
@@ -126,20 +128,22 @@ def asgld(
 
         mu = jax.tree.map(lambda p: zeros(p, real=False), params)
         nu = jax.tree.map(lambda p: zeros(p, real=True), params)
-        return AdaptiveDriftState(count, key, mu, nu)
+        return AdaptiveDriftState(count, key, mu, nu, jnp.zeros(2, jnp.float32))
 
     def step(g: Any, xi: Any, state: AdaptiveDriftState) -> tuple[Any, AdaptiveDriftState]:
         eta, T = value_at(learning_rate, state.count), value_at(temperature, state.count)
         a, beta1, beta2, bound = value_at(drift, state.count), *map(as_float, (b1, b2, eps))
-        scale, t = root(2 * T * eta), state.count.astype(eta.dtype) + 1
+        scale = root(2 * T * eta)
+        betas = jnp.stack([beta1, beta2])
+        weights = betas * state.weights + (1 - betas)
         mu = jax.tree.map(lambda g, m: beta1 * m + (1 - beta1) * g, g, state.mu)
         square = lambda g: jnp.real(g * jnp.conj(g))
         nu = jax.tree.map(lambda g, v: beta2 * v + (1 - beta2) * square(g), g, state.nu)
 
         def move(g: jax.Array, m: jax.Array, v: jax.Array, xi: jax.Array) -> jax.Array:
-            A = m / (1 - beta1**t) / (root(v / (1 - beta2**t)) + bound)
+            A = m / weights[0] / (root(v / weights[1]) + bound)
             return -eta * (g + a * A) + scale * xi
 
-        return jax.tree.map(move, g, mu, nu, xi), state._replace(mu=mu, nu=nu)
+        return jax.tree.map(move, g, mu, nu, xi), state._replace(mu=mu, nu=nu, weights=weights)
 
     return sampler(step, init, key=key, noise=noise)

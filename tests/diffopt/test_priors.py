@@ -240,7 +240,7 @@ def test_it_works_under_multisteps_masked_scan_and_in_chains():
     for tx in (
         optax.MultiSteps(optax.chain(prior, diffopt.sgld(0.1, 0.5)), 2),
         optax.chain(optax.masked(prior, {"w": True, "b": False}), diffopt.sgld(0.1, 0.5)),
-        optax.inject_hyperparams(diffopt.hierarchical_prior)(0.5),
+        optax.inject_hyperparams(diffopt.hierarchical_prior, static_args="every")(0.5),
     ):
         step = lambda state, _, tx=tx: (tx.update(GRADS, state, params)[1], None)
         jax.lax.scan(step, tx.init(params), length=3)
