@@ -49,7 +49,7 @@ def test_at_small_steps_it_is_the_root_of_the_docstring(a):
     """And kσ²/T is the number there: far below 1 where a is beyond √(kT)."""
     sigma = (np.sqrt((a * SCALE) ** 2 + 4 * K * T) - a * SCALE) / (2 * K)
     assert K * sigma**2 + a * SCALE * sigma == pytest.approx(T)
-    assert variance(1e-5, a * SCALE, 0.9) == pytest.approx(sigma**2, rel=1e-3)
+    assert variance(1e-6, a * SCALE, 0.9) == pytest.approx(sigma**2, rel=1e-3)
     stated = {0.1: 0.90, 0.5: 0.61, 3.0: 0.09}[a]
     assert K * sigma**2 / T == pytest.approx(stated, abs=0.005)
 
