@@ -1,9 +1,11 @@
 """diffopt: train and sample neural networks with diffusions, as Optax gradient transformations.
 
-- Samplers: `langevin`, `sgld`, `psgld`, `sghmc`, `baoab`, `ubu`, `sgnht`; `replica_exchange` of
-  any; one of your own by `sampler`; in 16 bits by `low_precision` (`exact_params` reads it).
+- Samplers: `langevin`, `sgld`, `psgld`, `asgld`, `lattice_walk`, `sghmc`, `baoab`, `ubu`, `sgnht`;
+  `replica_exchange` of any; one of your own by `sampler`; in 16 bits by `low_precision`
+  (`exact_params` reads it).
 - From a loss to a posterior: `find_step_size`, `sample`, then `predictive`, `predictions`,
-  `to_arviz`; `gaussian_prior`; less noise in gradients by `control_variate` and `svrg`.
+  `to_arviz`; priors by `gaussian_prior` (`fan_in_variance`) and `hierarchical_prior`; less noise
+  in gradients by `control_variate` and `svrg`.
 - For a loop of your own: `split_keys`, `collect`, `draws`; `cyclical_schedule`, `sampling_stage`.
 - Is it right: `configurational_temperature`, `kinetic_temperature`, `gradient_noise_temperature`.
 - Noise that trains: gradients at `perturbed` weights by `ivon`, `weight_noise`; `label_noise`.
@@ -31,11 +33,15 @@ from .run.loop import RunState
 from .run.predict import predictions, predictive
 from .run.results import Average, Samples, Temperatures, to_arviz
 from .run.sample import sample
+from .samplers.asgld import AdaptiveDriftState, asgld
 from .samplers.baoab import baoab
 from .samplers.base import SamplerState, sampler
 from .samplers.cyclical import cyclical_schedule, sampling_stage
+from .samplers.fan_in_variance import fan_in_variance
 from .samplers.gaussian_prior import GaussianPriorState, gaussian_prior
+from .samplers.hierarchical_prior import HierarchicalPriorState, hierarchical_prior
 from .samplers.langevin import langevin
+from .samplers.lattice_walk import lattice_walk
 from .samplers.low_precision import LowPrecisionState, exact_params, low_precision
 from .samplers.psgld import PreconditionedState, psgld
 from .samplers.replica_exchange import ReplicaState, replica_exchange
@@ -53,12 +59,14 @@ from .temperature import (
 )
 
 __all__ = [
+    "AdaptiveDriftState",
     "Average",
     "CollectState",
     "ControlVariateState",
     "Estimate",
     "GaussianPriorState",
     "GradientEstimator",
+    "HierarchicalPriorState",
     "IvonState",
     "LowPrecisionState",
     "Noise",
@@ -75,6 +83,7 @@ __all__ = [
     "ThermostatState",
     "UnderdampedState",
     "WeightNoiseState",
+    "asgld",
     "baoab",
     "collect",
     "configurational_temperature",
@@ -82,13 +91,16 @@ __all__ = [
     "cyclical_schedule",
     "draws",
     "exact_params",
+    "fan_in_variance",
     "find_step_size",
     "gaussian_prior",
     "gradient_noise_temperature",
+    "hierarchical_prior",
     "ivon",
     "kinetic_temperature",
     "label_noise",
     "langevin",
+    "lattice_walk",
     "local_learning_coefficient",
     "low_precision",
     "perturbed",

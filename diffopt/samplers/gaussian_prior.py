@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ..inputs.scalars import as_float, check_number, check_scalar, value_at
+from ..inputs.scalars import check_number, check_scalar, value_at
 from ..inputs.trees import cast_like, check_finite, check_inexact, check_structure
+from .fan_in_variance import fan_in_variance
 
 
 class GaussianPriorState(NamedTuple):
@@ -25,7 +26,7 @@ class GaussianPriorState(NamedTuple):
 
 
 def gaussian_prior(
-    variance: float | jax.Array,
+    variance: Any,
     temperature: optax.ScalarOrSchedule,
     *,
     center: Any = 0.0,
@@ -48,7 +49,11 @@ def gaussian_prior(
     After the sampler it would act on the update, without the step size and with the wrong sign.
     What sees the loss alone, as `find_step_size` and the configurational temperature of `sample`
     do, does not see this prior: for those add T |θ - c|²/(2 variance) to the loss instead.
-    `optax.masked` gives it to some parameters, and two masked ones give two variances.
+    `optax.masked` gives it to some parameters.
+
+    A network wants a variance for each layer: `"fan_in"` is `fan_in_variance(params)`, 2/fan-in for
+    weights and 1 for biases and scales, by the shapes of the parameters. That function has the
+    rule, and what to do with leaves that it cannot know.
 
     With `center="init"` it pulls towards the parameters at `init` (L2 towards the start), which
     keeps a chain near the weights that it began with: `local_learning_coefficient` does so.
@@ -56,7 +61,8 @@ def gaussian_prior(
     Memory: none beside the count; a copy of the parameters where `center="init"`.
 
     Args:
-      variance: of the prior of each parameter, > 0, in units of θ²: a number or a 0-d array.
+      variance: of the prior of each parameter, > 0, in units of θ²: a number, a 0-d array, a tree
+        like the parameters of numbers or of arrays of their shapes, or `"fan_in"`.
       temperature: T ≥ 0 of the sampler, in units of the loss: a number, a 0-d array or a schedule
         of the step count.
       center: the mean c: a number, a tree like the parameters, or `"init"` for the parameters that
@@ -68,10 +74,11 @@ def gaussian_prior(
 
     Raises:
       ValueError: `variance` is not positive and finite; `temperature` is negative, NaN or infinite;
-        `center` is another word than "init", or has another shape than the parameters; `update`
-        gets no `params`.
+        `variance` is another word than "fan_in" or `center` than "init"; one of them has another
+        shape than the parameters; `update` gets no `params`.
       TypeError: an argument is of the wrong type; at `init`, a parameter is not floating-point,
-        or `center` is a tree of another structure, or complex where a parameter is real.
+        or `variance` or `center` is a tree of another structure, or `center` is complex where a
+        parameter is real.
 
     Examples:
       Two observations, 1 and 3, of a mean, with unit noise and the prior N(0, 1/2): the posterior
@@ -90,28 +97,30 @@ def gaussian_prior(
       (True, True)
 
     References:
-      The localized posterior: Lau et al., [The Local Learning
-      Coefficient](https://arxiv.org/abs/2308.12108), AISTATS 2025.
+      The variance by fan-in: He et al., [Delving Deep into
+      Rectifiers](https://arxiv.org/abs/1502.01852), ICCV 2015. The localized posterior: Lau et
+      al., [The Local Learning Coefficient](https://arxiv.org/abs/2308.12108), AISTATS 2025.
     """
-    check_number("variance", variance, positive=True)
     check_scalar("temperature", temperature)
-    from_init = isinstance(center, str)
+    by_fan_in, from_init = isinstance(variance, str), isinstance(center, str)
+    if by_fan_in and variance != "fan_in":
+        raise ValueError(f'variance must be "fan_in", a number or a tree of them, got {variance!r}')
     if from_init and center != "init":
         raise ValueError(f'center must be "init", a number or a tree of them, got {center!r}')
-    for leaf in [] if from_init else jax.tree.leaves(center):
-        if not isinstance(leaf, numbers.Number | np.ndarray | jax.Array):
-            raise TypeError(f"center must be made of numbers, got {leaf!r}")
+    if not by_fan_in:
+        _check_variance(variance)
     if not from_init:
-        check_finite("center", center)
-    is_number = jax.tree_util.all_leaves([center]) and np.ndim(center) == 0
+        _check_center(center)
 
-    def means_of(params: Any) -> Any:
-        return jax.tree.map(lambda _: center, params) if is_number else center
+    def variances_of(params: Any) -> Any:
+        return fan_in_variance(params) if by_fan_in else _spread(variance, params)
 
     def init_fn(params: optax.Params) -> GaussianPriorState:
         check_inexact(params)
+        if not by_fan_in:
+            _check_fits("variance", variances_of(params), params)
         if not from_init:
-            _check_center(means_of(params), params)
+            _check_fits("center", _spread(center, params), params)
         start = jax.tree.map(jnp.copy, params) if from_init else None
         return GaussianPriorState(jnp.zeros([], jnp.int32), start)
 
@@ -120,29 +129,56 @@ def gaussian_prior(
     ) -> tuple[optax.Updates, GaussianPriorState]:
         if params is None:
             raise ValueError("gaussian_prior needs params: tx.update(grads, opt_state, params)")
-        means = state.center if from_init else means_of(params)
-        decay = value_at(temperature, state.count) / as_float(variance)
+        means = state.center if from_init else _spread(center, params)
+        T = value_at(temperature, state.count)
 
-        def pull(g: Any, p: Any, c: Any) -> Any:
+        def pull(g: Any, p: Any, s: Any, c: Any) -> Any:
             with jax.numpy_dtype_promotion("standard"):  # `cast_like` below is meant
-                return g + decay * (p - c)
+                return g + T / jnp.asarray(s, T.dtype) * (p - c)
 
         moves = jax.tree.map(
-            lambda g, p, c: None if g is None else pull(g, p, c),
-            updates, params, means, is_leaf=lambda x: x is None,
+            lambda g, *of_leaf: None if g is None else pull(g, *of_leaf),
+            updates, params, variances_of(params), means, is_leaf=lambda x: x is None,
         )  # fmt: skip
         return cast_like(moves, updates), state._replace(count=optax.safe_increment(state.count))
 
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-def _check_center(center: Any, params: Any) -> None:
-    """Raise unless `center` has the structure of `params`, and in each leaf what fits there."""
-    check_structure("center", center, params)
+def _spread(value: Any, params: Any) -> Any:
+    """A number for every leaf, or the tree that it is."""
+    is_number = jax.tree_util.all_leaves([value]) and np.ndim(value) == 0
+    return jax.tree.map(lambda _: value, params) if is_number else value
+
+
+def _check_variance(variance: Any) -> None:
+    """Raise unless `variance` is a positive number or a tree of such numbers and arrays."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variance):
+        name = f"variance{jax.tree_util.keystr(path)}"
+        if np.ndim(leaf) == 0:
+            check_number(name, leaf, positive=True)
+        elif jnp.iscomplexobj(leaf):
+            raise TypeError(f"{name} must be real, got {leaf!r}")
+        elif not isinstance(leaf, jax.core.Tracer) and not np.all(np.asarray(leaf) > 0):
+            raise ValueError(f"{name} must be finite and > 0, got {leaf!r}")
+    check_finite("variance", variance)
+
+
+def _check_center(center: Any) -> None:
+    """Raise unless `center` is made of finite numbers."""
+    for leaf in jax.tree.leaves(center):
+        if not isinstance(leaf, numbers.Number | np.ndarray | jax.Array):
+            raise TypeError(f"center must be made of numbers, got {leaf!r}")
+    check_finite("center", center)
+
+
+def _check_fits(name: str, values: Any, params: Any) -> None:
+    """Raise unless `values` has the structure of `params`, and in each leaf what fits there."""
+    check_structure(name, values, params)
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    for (path, p), c in zip(leaves, jax.tree.leaves(center), strict=True):
-        name = f"center{jax.tree_util.keystr(path)}"
+    for (path, p), c in zip(leaves, jax.tree.leaves(values), strict=True):
+        of_leaf = f"{name}{jax.tree_util.keystr(path)}"
         if jnp.shape(c) not in ((), jnp.shape(p)):
-            raise ValueError(f"{name} must have the shape {jnp.shape(p)}, got {jnp.shape(c)}")
+            raise ValueError(f"{of_leaf} must have the shape {jnp.shape(p)}, got {jnp.shape(c)}")
         if jnp.iscomplexobj(c) and not jnp.iscomplexobj(p):
-            raise TypeError(f"{name} must be real, as the parameters are, got {c!r}")
+            raise TypeError(f"{of_leaf} must be real, as the parameters are, got {c!r}")
