@@ -283,9 +283,7 @@ def _exchange(states: Any, grads: Any, factors: jax.Array, source: jax.Array) ->
         def scale(path: Any, v: jax.Array) -> jax.Array:
             along = lambda x: x.reshape(-1, *[1] * (v.ndim - 1))
             g = at_path.get(jax.tree_util.keystr(path))
-            if (
-                g is None or jnp.shape(g) != v.shape
-            ):  # a sampler of a part, or of another form of the parameters
+            if g is None or jnp.shape(g) != v.shape:  # of another form than the parameters
                 return along(factors) * v
             return along(factors) * v + along(half_kick * (1 - factors)) * g
 

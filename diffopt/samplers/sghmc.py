@@ -45,8 +45,7 @@ def sghmc(
     Where a schedule changes η, v is first taken into the units of the new step, √(η'/η) times what
     it was (to be exact, v ← c'∇L + √(η'/η) (v - c∇L) with c = η/(1 + m), as v stands half a kick
     behind θ). So the chain stays at T, and Var θ goes over to that of the present η, however far η
-    jumps.
-    Where η is 0 nothing moves, and v waits.
+    jumps. Where η is 0 nothing moves, and v waits.
 
     With a constant η it is `optax.sgd(η, momentum=m)` at T = 0, and also
     `chain(langevin((1 - m) T, learning_rate=η), optax.sgd(η, momentum=m))`: the same step with the
@@ -98,16 +97,13 @@ def sghmc(
     def step(g: Any, xi: Any, state: UnderdampedState) -> tuple[Any, UnderdampedState]:
         eta, T = value_at(learning_rate, state.count), value_at(temperature, state.count)
         m = as_float(momentum)
-        moves = eta > 0
-        mass = jnp.where(moves, ratio(1 + m, 2 * eta), state.mass)
-        half_kick = jnp.where(moves, eta / (1 + m), state.half_kick)
-        state, a, b = change_units(state, mass, half_kick)
-        keep, kick = jnp.where(moves, m * a, 1), jnp.where(moves, eta - m * b, 0)
         scale = root(2 * (1 - m) * eta * T)
+        state = change_units(state, g, ratio(1 + m, 2 * eta), eta / (1 + m))
         velocity = jax.tree.map(
-            lambda g, xi, v: keep * v - kick * g + scale * xi, g, xi, state.velocity
+            lambda g, xi, v: m * v - eta * g + scale * xi, g, xi, state.velocity
         )
-        updates = jax.tree.map(lambda v: jnp.where(moves, v, 0), velocity)
+        updates = jax.tree.map(lambda v: jnp.where(eta == 0, 0, v), velocity)
+        velocity = jax.tree.map(lambda v, w: jnp.where(eta == 0, w, v), velocity, state.velocity)
         return updates, state._replace(velocity=velocity)
 
     return sampler(step, start, key=key, noise=noise)

@@ -147,17 +147,15 @@ def sgnht(
         m = as_float(momentum)
         alpha = jnp.where(T > 0, state.friction, 1 - m)
         scale = root(2 * (1 - m) * eta * T)
-        moves, before = eta > 0, state.learning_rate
-        now = jnp.where(moves, eta, before).astype(jnp.float32)
+        before = state.learning_rate
+        now = jnp.where(eta == 0, before, eta).astype(jnp.float32)
         a = scale_between(before, now)
         b = jnp.where(before == 0, 0, (now - a * before) / (2 - alpha))
-        keep = jnp.where(moves, (1 - alpha) * a, 1)
-        kick = jnp.where(moves, eta - (1 - alpha) * b, 0)
-        velocity = jax.tree.map(
-            lambda g, xi, v: keep * v - kick * g + scale * xi, g, xi, state.velocity
-        )
-        updates = jax.tree.map(lambda v: jnp.where(moves, v, 0), velocity)
-        mass = jnp.where(moves, ratio(2 - alpha, 2 * eta), state.mass)
+        old = jax.tree.map(lambda v, g: a * v + b * g, state.velocity, g)
+        velocity = jax.tree.map(lambda g, xi, v: (1 - alpha) * v - eta * g + scale * xi, g, xi, old)
+        updates = jax.tree.map(lambda v: jnp.where(eta == 0, 0, v), velocity)
+        velocity = jax.tree.map(lambda v, w: jnp.where(eta == 0, w, v), velocity, old)
+        mass = jnp.where(eta == 0, state.mass, ratio(2 - alpha, 2 * eta))
         K = mass * mean_product(velocity, velocity)
         drive = jnp.where(eta * T > 0, ratio(K, T) - 1, 0)
         alpha = 1 / jnp.maximum(1 / alpha - drive / 2, 1)

@@ -110,8 +110,8 @@ def ubu(
         transverse = _transverse_variance(x)
         along, across = root(-jnp.expm1(-4 * x) * T), h * root(T * transverse)
         half_kick = h / 2 * (1 - transverse * ratio(h / 2, half))
-        state, a, b = change_units(state, jnp.ones([]), half_kick)
-        kicked = jax.tree.map(lambda g, v: a * v - (h - b) * g, g, state.velocity)
+        state = change_units(state, g, jnp.ones([]), half_kick)
+        kicked = jax.tree.map(lambda g, v: v - h * g, g, state.velocity)
         velocity = jax.tree.map(lambda v, xi: c * v + along * xi, kicked, xi)
         moves = jax.tree.map(
             lambda v, u, zeta: half * (v + u) + across * zeta, kicked, velocity, zeta

@@ -43,17 +43,21 @@ def start_velocity(params: Any) -> Any:
 
 
 def change_units(
-    state: UnderdampedState, mass: jax.Array, half_kick: jax.Array
-) -> tuple[UnderdampedState, jax.Array, jax.Array]:
-    """The state with the mass and half kick of this step, and a and b: the velocity is now av + bg.
+    state: UnderdampedState, grads: Any, mass: jax.Array, half_kick: jax.Array
+) -> UnderdampedState:
+    """The state with the mass and the half kick of this step, and its velocity in those units.
 
-    That at θ, v - cg, keeps its temperature, Mv². Before the first step, and where nothing
-    changes, a is 1 and b is 0.
+    The velocity at θ, v - cg, keeps its temperature, Mv². Before the first step, and where nothing
+    changes, v stays to the bit. A step of size 0, whose mass is 0, changes nothing.
     """
-    mass, half_kick = (x.astype(jnp.float32) for x in (mass, half_kick))
+    mass, half_kick = (
+        jnp.where(mass == 0, before, now).astype(jnp.float32)
+        for before, now in ((state.mass, mass), (state.half_kick, half_kick))
+    )
     a = scale_between(mass, state.mass)
     b = jnp.where(state.mass == 0, 0, half_kick - a * state.half_kick)
-    return state._replace(mass=mass, half_kick=half_kick), a, b
+    velocity = jax.tree.map(lambda v, g: a * v + b * g, state.velocity, grads)
+    return state._replace(velocity=velocity, mass=mass, half_kick=half_kick)
 
 
 def scale_between(x: jax.Array, y: jax.Array) -> jax.Array:

@@ -576,7 +576,7 @@ def test_eight_devices_share_the_chains_and_ctrl_c_keeps_the_draws():
 
 
 def test_a_step_size_that_the_state_keeps_is_told():
-    """Under `optax.inject_hyperparams` the numbers are in the state; those of `tx` do nothing."""
+    """Under `optax.inject_hyperparams` the numbers are in the state."""
     loss = lambda p: jnp.sum(p**2) / 2
     make = optax.inject_hyperparams(diffopt.sgld, static_args="noise")
     first = diffopt.sample(make(0.1, 1.0), loss, jnp.zeros(3), num_steps=4, num_chains=2)
