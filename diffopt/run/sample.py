@@ -358,7 +358,8 @@ def _check_state(
                 told = [str(x[0] if (x == x[0]).all() else x) for x in (old, new)]
                 warnings.warn(
                     f"{name} is {told[0]} in state and {told[1]} in tx: the state's counts. For"
-                    f" that of tx set samples.state.opt_state{path}.hyperparams[{name!r}], one for each chain",
+                    f" that of tx set samples.state.opt_state{path}.hyperparams[{name!r}],"
+                    " one for each chain",
                     stacklevel=3,
                 )
 
