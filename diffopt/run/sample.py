@@ -397,10 +397,11 @@ def _check_state(
         for name in sorted(held.hyperparams.keys() - held.hyperparams_states.keys()):
             old, new = np.asarray(held.hyperparams[name]), np.asarray(given[name])
             if not np.array_equal(old, new):
-                old, new = (x.flat[0] if (x == x.flat[0]).all() else x for x in (old, new))
+                told = [str(x[0] if (x == x[0]).all() else x) for x in (old, new)]
                 warnings.warn(
-                    f"{name} is {old} in state and {new} in tx: the state's counts. For that of tx"
-                    f" set samples.state.opt_state{path}.hyperparams[{name!r}], one for each chain",
+                    f"{name} is {told[0]} in state and {told[1]} in tx: the state's counts. For"
+                    f" that of tx set samples.state.opt_state{path}.hyperparams[{name!r}],"
+                    " one for each chain",
                     stacklevel=3,
                 )
 
