@@ -115,9 +115,9 @@ def _clean(labels: Any, num_classes: int | None) -> tuple[jax.Array, int]:
     if num_classes is None:
         return jnp.asarray(labels), len(labels) if jnp.ndim(labels) else 1
     check_int("num_classes", num_classes, least=1)
-    known = getattr(labels, "is_fully_addressable", True) and jnp.size(labels)
-    if known and not isinstance(labels, jax.core.Tracer):
-        for extreme in (np.min(labels), np.max(labels)):
+    traced = isinstance(labels, jax.core.Tracer)
+    if not traced and getattr(labels, "is_fully_addressable", True) and jnp.size(labels):
+        for extreme in (np.asarray(labels).min(), np.asarray(labels).max()):
             if not 0 <= extreme < num_classes:
                 raise ValueError(f"labels must be from 0 to {num_classes - 1}, got {extreme}")
     return jax.nn.one_hot(labels, num_classes), math.prod(jnp.shape(labels))
