@@ -45,8 +45,8 @@ def lattice_walk(
 
     Memory: none beside the key and the count. 16 random bits for each element, and no Gaussian to
     make of them. Choose it in place of `sgld` where steps may be too long for the steepest
-    places or gradients have heavy tails, and no chain may diverge; with a velocity, as in `baoab`, a
-    chain gets further along narrow valleys.
+    places or gradients have heavy tails, and no chain may diverge; with a velocity, as in `baoab`,
+    a chain gets further along narrow valleys.
 
     Args:
       learning_rate: the step size η > 0: a number, a 0-d array or a schedule of the step count.
