@@ -42,21 +42,22 @@ def hierarchical_prior(
 
     where the product is over the leaves. Given λ, the gradient at temperature T is that of
     `gaussian_prior(1/λ, T)`, with the temperature T of the sampler that follows. Given θ, λ is
-    independent of the loss and has a Gamma law, which is drawn at the first step and then once in
-    `every` steps (Gibbs):
+    independent of the loss and has a Gamma law, from which it is drawn at the first step and then
+    once in `every` steps (Gibbs):
 
-        g ← g + T λ θ
-        λ ~ Gamma(shape + d/2, rate + |θ|²/2)
+        λ' ~ Gamma(shape + d/2, rate + |θ|²/2), or λ' = λ between draws
+        g ← g + T (λ + λ')/2 θ
+        λ ← λ'
 
-    T stands in the first line alone: it tempers the loss, as 1/N does for a mean over N examples,
-    and neither the prior of θ nor that of λ. At T = 0 gradients pass unchanged.
+    T stands in the gradient alone: it tempers the loss, as 1/N does for a mean over N examples, and
+    neither the prior of θ nor that of λ. At T = 0 gradients pass unchanged. Half of the gradient is
+    that of the old λ, because velocities, as those of `baoab` and `sghmc`, stand half a kick behind
+    the parameters. (With λ' alone a chain of `baoab` that draws at every step is far from its law.)
 
     With λ integrated out, the prior of a leaf is Student's t with 2·shape degrees of freedom and
     the squared scale rate/shape: heavier tails than a Gaussian, and one scale for the leaf that the
-    data choose. The draws are exact, and each kernel leaves p(θ, λ) as it is at every `every`, so
-    the error is that of the sampler. (After a draw the velocities of `baoab` and `sghmc` stand half
-    a kick of the old prior behind, an error of first order in the step in the share of the force
-    that is the prior's.)
+    data choose. The draws are exact at every `every`, so the error is that of the sampler in
+    its step: of second order for `baoab`, of first for `sgld`.
 
     Where it goes: first in the chain, before the sampler:
 
@@ -146,8 +147,8 @@ def hierarchical_prior(
                 lambda: state.precision,
             )  # fmt: skip
             moves = jax.tree.map(
-                lambda g, p, decay: None if g is None else g + T * decay * p,
-                updates, params, precision, is_leaf=lambda x: x is None,
+                lambda g, p, a, b: None if g is None else g + T * (a + b) / 2 * p,
+                updates, params, state.precision, precision, is_leaf=lambda x: x is None,
             )  # fmt: skip
         count = optax.safe_increment(state.count)
         return cast_like(moves, updates), HierarchicalPriorState(count, key, precision)

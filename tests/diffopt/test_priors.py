@@ -204,12 +204,13 @@ def test_what_update_and_init_refuse():
 # hierarchical_prior: its law is in laws/test_hierarchical_prior.py
 
 
-def test_between_draws_it_is_the_gaussian_prior_of_its_precision():
+def test_it_is_the_gaussian_prior_of_its_precision_half_old_and_half_new():
     tx = diffopt.hierarchical_prior(0.5, every=3)
     update, state, precisions = jax.jit(tx.update), tx.init(PARAMS), []
     for _ in range(7):
+        before = state.precision
         updates, state = update(GRADS, state, PARAMS)
-        variance = jax.tree.map(lambda precision: 1 / precision, state.precision)
+        variance = jax.tree.map(lambda a, b: 2 / (a + b), before, state.precision)
         assert_equal(updates, pulled(diffopt.gaussian_prior(variance, 0.5)))
         precisions.append(float(state.precision["w"]))
     assert len(set(precisions)) == 3 and len({*precisions[:3]}) == 1

@@ -34,6 +34,23 @@ def test_its_stationary_law_is_that_of_an_urn(n):
     assert abs((x**4).mean() - (3 - 1 / n)) < 4.5 * np.sqrt(96 / CHAINS)
 
 
+@pytest.mark.parametrize("product,stated", [(0.3, 1.005), (0.6, 1.08)])
+def test_where_it_clips_it_has_the_law_of_a_birth_and_death_chain(product, stated):
+    """By detailed balance between neighbours of the lattice; as warm as the docstring says."""
+    eta = product / K
+    delta = np.sqrt(2 * T * eta)
+    last = int(np.ceil(1 / product))  # the first place that the clip sends back
+    places = np.arange(-last, last + 1)
+    up = np.clip((1 - product * places) / 2, 0, 1)
+    p = np.cumprod([1, *(up[:-1] / (1 - up[1:]))])
+    p /= p.sum()
+    start = delta * jax.random.choice(jax.random.key(3), places, (CHAINS,), p=jnp.asarray(p))
+    x = run(diffopt.lattice_walk(eta, T), start, 40) / delta
+    second, fourth = p @ places**2, p @ places**4
+    assert abs((x**2).mean() - second) < 4.5 * np.sqrt((fourth - second**2) / CHAINS)
+    assert 1 < second * 2 * product < stated
+
+
 def test_it_is_reached_from_a_point():
     """Of an urn of 8 balls the even places have the variance of all."""
     x = run(diffopt.lattice_walk(1 / (4 * K), T), jnp.zeros(CHAINS), 60)
