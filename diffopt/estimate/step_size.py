@@ -30,7 +30,7 @@ SIZES = 12  # step sizes at once on the surrogate
 LONGEST, SHORTEST = 1e2, 1e-10  # times the larger, or the smaller, of 1 and 1/k
 LIMIT_STEPS, LIMIT_TURNS = 300, 3  # that find where steps diverge
 DIVERGED = 100  # times T, in the stiffest direction without noise
-LAW_STEPS = 4000
+LAW_STEPS = 8000
 COLD = 0.5  # of T: the sampler doesn't hold it
 
 CHAINS, ATTEMPTS, BLOCKS = 2, 3, 16  # of the runs on the loss; the later half is measured
@@ -318,22 +318,23 @@ def _foretell(
         longest, shortest = sizes[max(first - 1, 0)], sizes[first]
     limit = shortest
 
-    # Where is the judge within the tolerance? As many sizes are good as are.
-    count = lambda law: int((getattr(law, judge) <= 1 + tolerance).sum())
+    # Where is the judge within the tolerance?
+    are_good = lambda law: getattr(law, judge) <= 1 + tolerance
     sizes = (limit if judge == STIFFEST else limit / 2) * 0.5 ** np.arange(SIZES)
     law = measure(noisy, sizes, limit, LAW_STEPS)
-    good = count(law)
-    step_size = sizes[min(SIZES - good, SIZES - 1)]
-    if 0 < good < SIZES:
-        between = np.geomspace(2 * step_size, step_size, SIZES + 2)[1:-1]
+    good = are_good(law)
+    first = int(np.argmax(good)) if good.any() else SIZES - 1
+    step_size = sizes[first]
+    if first and good.any():
+        between = np.geomspace(sizes[first - 1], step_size, SIZES + 2)[1:-1]
         fine = measure(noisy, between, limit, LAW_STEPS)
-        if count(fine):
-            step_size = between[SIZES - count(fine)]
+        number = int(are_good(fine).sum())  # by chance, a longer one may be good and not this
+        step_size = between[SIZES - number] if number else step_size
         sizes, law = np.r_[sizes, between], Law(*map(np.append, law, fine))
     order = np.argsort(-sizes)
     predicted = Temperatures(sizes[order], law.stiffest[order], law.mean[order])
     cold = getattr(law, judge)[sizes == step_size][0] < COLD
-    if cold or (noise is None and not good):
+    if cold or (noise is None and not good.any()):
         shown = ", ".join(
             f"{t:.2g} T at {s:.2g}"
             for s, t in zip(sizes[order], getattr(law, judge)[order], strict=True)
@@ -342,7 +343,7 @@ def _foretell(
             f"no step size is good: the sampler doesn't hold the temperature. The {judge} is at"
             f" {shown}"
         )
-    return float(step_size), predicted, good > 0
+    return float(step_size), predicted, bool(good.any())
 
 
 def _prepare(

@@ -157,6 +157,10 @@ def make_surrogate(
     drawn = values[ascending][np.minimum(places, len(values) - 1)] / values.max()
     curvature = np.where(stiffest, 1, drawn)
 
+    start = random.standard_normal(stiffest.shape)
+    for group in (stiffest == 1, typical == 1):  # at T exactly: what has not settled yet is there
+        start[group] /= np.sqrt(np.mean(start[group] ** 2)) if group.any() else 1
+
     def tree(rows: np.ndarray) -> Params:
         parts = np.split(rows, np.cumsum([x.size for x in leaves])[:-1], axis=1)
         shaped = [
@@ -170,7 +174,7 @@ def make_surrogate(
         curvature=tree(curvature),
         noise=None if noise is None else tree(np.where(stiffest, *noise)),
         response=tree(np.broadcast_to(each, stiffest.shape)),
-        start=tree(random.standard_normal(stiffest.shape)),
+        start=tree(start),
         stiffest=tree(stiffest),
         typical=tree(typical),
     )
