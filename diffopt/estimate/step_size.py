@@ -309,6 +309,7 @@ def _foretell(
 
     # Where do steps diverge?
     longest, shortest = LONGEST * max(1, 1 / k), SHORTEST * min(1, 1 / k)
+    sizes: np.ndarray
     for _ in range(LIMIT_TURNS):
         sizes = np.geomspace(longest, shortest, SIZES)
         stable = measure(quiet, sizes, 0.0, LIMIT_STEPS).stiffest < DIVERGED
@@ -319,13 +320,14 @@ def _foretell(
     limit = shortest
 
     # Where is the judge within the tolerance?
-    are_good = lambda law: getattr(law, judge) <= 1 + tolerance
-    sizes = (limit if judge == STIFFEST else limit / 2) * 0.5 ** np.arange(SIZES)
+    are_good = lambda law: np.abs(getattr(law, judge) - 1) <= tolerance
+    sizes = np.ldexp(limit if judge == STIFFEST else limit / 2, -np.arange(SIZES))
     law = measure(noisy, sizes, limit, LAW_STEPS)
-    good = are_good(law)
+    heat, good = getattr(law, judge), are_good(law)
+    cold = heat[np.argmax(heat <= 1 + tolerance)] < COLD  # no shorter step mends that
     first = int(np.argmax(good)) if good.any() else SIZES - 1
     step_size = sizes[first]
-    if first and good.any():
+    if first and good.any() and not cold:
         between = np.geomspace(sizes[first - 1], step_size, SIZES + 2)[1:-1]
         fine = measure(noisy, between, limit, LAW_STEPS)
         number = int(are_good(fine).sum())  # by chance, a longer one may be good and not this
@@ -333,7 +335,6 @@ def _foretell(
         sizes, law = np.r_[sizes, between], Law(*map(np.append, law, fine))
     order = np.argsort(-sizes)
     predicted = Temperatures(sizes[order], law.stiffest[order], law.mean[order])
-    cold = getattr(law, judge)[sizes == step_size][0] < COLD
     if cold or (noise is None and not good.any()):
         shown = ", ".join(
             f"{t:.2g} T at {s:.2g}"

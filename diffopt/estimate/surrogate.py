@@ -219,7 +219,7 @@ def measure_law(
                 theta, state, sums = carry
                 grads = jax.tree.map(jnp.multiply, k, theta)
                 if one.noise is not None:
-                    xi = draw_increments(jax.random.fold_in(noise_key, t), grads, "gaussian")
+                    xi = draw_increments(jax.random.fold_in(noise_key, t), grads, "rademacher")
                     add = lambda g, c, s, xi: g + jnp.sqrt(c * s) * xi
                     grads = jax.tree.map(add, grads, one.noise, scale, xi)
                 heat = jax.tree.map(
