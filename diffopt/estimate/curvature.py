@@ -160,5 +160,5 @@ def _select(data: Batch, index: jax.Array | None) -> tuple[Batch, ...]:
 def _map(function: Any, batches: jax.Array | None) -> Any:
     """The results for batches, one after another; for all data, one result."""
     if batches is None:
-        return jax.tree.map(lambda x: x[None], function(None))
+        return jax.tree.map(lambda x: jnp.asarray(x)[None], function(None))
     return jax.lax.map(function, batches)

@@ -246,6 +246,7 @@ def find_step_size(
         begin, advance = _prepare(
             sampler, loss, params, data, batch_size, temperature, curvatures.axis, scale, moving
         )
+        allowed = tolerance if useful else max(tolerance, getattr(predicted, judge)[-1] - 1)
         measured: list[Temperatures] = []
         errors: list[Temperatures] = []
         ratio = 0.0  # of the next step to the last: 1 where the last was good
@@ -266,7 +267,7 @@ def find_step_size(
                 mean, error = _summarize(step_size, traces)
                 measured.append(mean)
                 errors.append(error)
-                ratio = _shorten(mean, error, judge, tolerance)
+                ratio = _shorten(mean, error, judge, allowed)
     if progress:
         end_progress()
     found = StepSizes(curvatures.values, noise, predicted, _stack(measured), _stack(errors), spent)
