@@ -74,20 +74,20 @@ class Way(NamedTuple):
 # The ways to sample
 
 
-def step_size(name: str, problem: Problem, steps: int) -> tuple[float, str]:
+def step_size(name: str, problem: Problem) -> tuple[float, str]:
     """What `find_step_size` gives to a sampler, NaN for nothing; and what it first refused with."""
     start, refusal = jnp.asarray(problem.start, jnp.float32), ""
     for tolerance in TOLERANCES:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # of directions that have not settled
+                warnings.simplefilter("error", UserWarning)  # of one that is not confirmed
                 size, _ = diffopt.find_step_size(
                     SAMPLERS[name], problem.loss, start, problem.data,
-                    temperature=problem.temperature, tolerance=tolerance, num_steps=steps,
+                    temperature=problem.temperature, tolerance=tolerance, judge="stiffest",
                     batch_size=problem.batch_size,
                 )  # fmt: skip
             return size * (0.9 if name in ("baoab", "ubu") else 1.0), refusal
-        except ValueError as error:
+        except (ValueError, UserWarning) as error:
             refusal = refusal or cli.first_line(error)
     return float("nan"), refusal
 
@@ -188,11 +188,11 @@ def peers() -> dict[str, Callable[[str, Problem, float], Way]]:
     return {"BlackJAX": blackjax_way, "SGMCMCJax": sgmcmcjax_way}
 
 
-def ways(problem: Problem, steps: int) -> Iterator[tuple[Way, float, str]]:
+def ways(problem: Problem) -> Iterator[tuple[Way, float, str]]:
     """All ways to sample a problem, each with its step size, and why that was refused."""
     sizes: dict[str, float] = {}
     for name, make in SAMPLERS.items():
-        sizes[name], refusal = step_size(name, problem, steps)
+        sizes[name], refusal = step_size(name, problem)
         tx = partial(_keyed, make, sizes[name], problem.temperature)
         yield diffopt_way(name, problem, tx), sizes[name], refusal
     for other in peers().values():
@@ -216,7 +216,7 @@ def ways(problem: Problem, steps: int) -> Iterator[tuple[Way, float, str]]:
     }
     for name in ("sgld", "baoab"):
         half = problem._replace(loss=corrected, batch_size=n // 2)
-        size, refusal = step_size(name, half, steps)
+        size, refusal = step_size(name, half)
         make = partial(_keyed, SAMPLERS[name], size, problem.temperature)
         for kind, (estimator, batch_size) in estimators.items():
             yield (
@@ -375,7 +375,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     cli.require_unique("--problems", args.problems)
     out = cli.make_folder(args.out)
-    gradients, chains, steps = (1024, 4, 400) if args.quick else (32_768, 32, 4000)
+    gradients, chains = (1024, 4) if args.quick else (32_768, 32)
 
     console, rows = Console(), []
     references = {}
@@ -383,7 +383,7 @@ def main(argv: list[str] | None = None) -> None:
         with console.status(f"{name}: the reference") as status:
             problem = PROBLEMS[name](args.quick)
             references[problem.name] = problem.reference_error
-            for way, size, refusal in ways(problem, steps):
+            for way, size, refusal in ways(problem):
                 status.update(f"{name}: {way.name}")
                 row = {"problem": problem.name, "sampler": way.name, "step_size": size}
                 errors: dict[str, list[float]] = {"gradients": [], "mean": [], "variance": []}
@@ -401,7 +401,7 @@ def main(argv: list[str] | None = None) -> None:
             console.print(f"* {row['sampler']}, {row['problem']}: {row['refusal']}")
     about = machine.describe()
     console.print(machine.line(about))
-    config = {"quick": args.quick, "gradients": gradients, "chains": chains, "search_steps": steps}
+    config = {"quick": args.quick, "gradients": gradients, "chains": chains}
     result = {
         "command": "python -m benchmarks.which_sampler" + " --quick" * args.quick,
         "config": config, "machine": about, "reference_errors": references, "rows": rows,

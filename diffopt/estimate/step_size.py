@@ -1,103 +1,100 @@
 """Which step size? The longest at which a sampler is at the temperature it was given."""
 
 import warnings
-from functools import partial
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from .._types import Batch, Key, Loss, Params, Sampler, Updates
+from .._types import Batch, Key, Loss, Params, Sampler, State
 from ..inputs.callables import check_concrete, check_loss, check_sampler
 from ..inputs.keys import check_key, derive_key
 from ..inputs.scalars import check_int, check_number
 from ..inputs.trees import check_inexact, count_degrees, mean_product, refuse_statistics
 from ..run.batches import Epoch, count_examples, next_batch, shape_batch, start_epoch
-from ..run.loop import configurational_by_leaf, kinetic_or_none, take_step
+from ..run.loop import kinetic_or_none, take_step
 from ..run.program import compile_program
-from ..temperature import find_stiffest
+from ..run.progress import end_progress, hear_interrupts, show_progress
+from .curvature import Curvatures, GradientNoise, find_curvatures, measure_noise, take_gradients
+from .surrogate import SOFTEST, Law, make_surrogate, measure_law, probe_sampler
 
-SIZES = 12  # step sizes at once
-BLOCKS = 8  # of the steps that are measured, for standard errors
-LARGEST_ERROR = 0.25  # of a temperature over T that counts as known
+STIFFEST, MEAN = "stiffest", "mean"
+TOLERANCES = {STIFFEST: 0.05, MEAN: 0.1}
 
-LONGEST, SHORTEST = 1e2, 1e-8  # the probe's step sizes
-PROBE_STEPS = 100  # they tell which sizes diverge at once
-PROBE_RISE = 100  # times T for each parameter: a loss that rises further has diverged
-COARSE, FINE = 2.0, 4.0 ** (1 / SIZES)  # from one size to the next
-ABOVE = 2.0  # times the longest good size: where the fine search begins
-DEEPER = 2  # further coarse searches while all sizes are too hot
+PRODUCTS, PRODUCT_COST = 20, 2  # of the Hessian with a vector, and what one costs in gradients
+HESSIAN_BATCHES, NOISE_BATCHES = 10, 32
 
-WELL_BELOW = 1.5  # temperatures over T beyond which the power law is not fitted
-POWERS = np.linspace(0.5, 4, 36)  # of the step size, for the excess of the temperature
+SIZES = 12  # step sizes at once on the surrogate
+LONGEST, SHORTEST = 1e2, 1e-10  # times the larger, or the smaller, of 1 and 1/k
+LIMIT_STEPS, LIMIT_TURNS = 300, 3  # that find where steps diverge
+DIVERGED = 100  # times T, in the stiffest direction without noise
+LAW_STEPS = 8000
+COLD = 0.5  # of T: the sampler doesn't hold it
 
-AXIS_PRODUCTS = 30  # of the Hessian with a vector, for the stiffest direction
-AXIS_BATCHES = 10  # of the data that it is taken on
+CHAINS, ATTEMPTS, BLOCKS = 2, 3, 16  # of the runs on the loss; the later half is measured
+RISE = 100  # times T for each parameter: a loss that rises further has diverged
+SLACK, ERRORS = 1.25, 3  # a run is hot beyond so much of the tolerance, and so many errors
+SHORTER = (0.25, 0.8)  # of a step that was hot: the next
 
 
-class Measures(NamedTuple):
+class Temperatures(NamedTuple):
     """Temperatures over T, or their standard errors, in rows by step size.
 
     Attributes:
-      stiffest: in the stiffest direction, `[size]`; NaN where a chain was not finite.
-      overall: over all parameters that move, likewise.
-      kinetic: of the velocities, likewise; `None` where the sampler has none.
-      per_leaf: a tree like the parameters, likewise in each leaf; `None` for one that is frozen.
-    """
-
-    stiffest: np.ndarray
-    overall: np.ndarray
-    kinetic: np.ndarray | None
-    per_leaf: Any
-
-
-class StepSizes(NamedTuple):
-    """What `find_step_size` measured, in rows by step size; temperatures are over T.
-
-    Attributes:
-      step_size: `[size]`, from the longest to the shortest; two searches are in it, so that a size
-        may be there twice.
-      good: whether the size is a candidate, `[size]`.
-      stiffest: temperature in the stiffest direction, `[size]`; NaN where a chain was not finite.
-      overall: over all parameters that move, likewise.
-      kinetic: of the velocities, likewise; `None` where the sampler has none.
-      per_leaf: a tree like the parameters, likewise in each leaf; `None` for one that is frozen.
-      standard_error: `Measures` of the last four.
+      step_size: `[size]`.
+      stiffest: in the stiffest direction, `[size]`; inf where a chain was not finite.
+      mean: over all parameters that move, likewise.
+      kinetic: of the velocities, likewise; `None` where there are none, or they were not measured.
     """
 
     step_size: np.ndarray
-    good: np.ndarray
     stiffest: np.ndarray
-    overall: np.ndarray
-    kinetic: np.ndarray | None
-    per_leaf: Any
-    standard_error: Measures
+    mean: np.ndarray
+    kinetic: np.ndarray | None = None
 
 
-class Run(NamedTuple):
-    """What chains at some step sizes showed.
+class StepSizes(NamedTuple):
+    """What `find_step_size` found.
+
+    Where elements have masses or learning rates of their own, curvatures and noise are in the
+    sampler's metric, that of the element that moves furthest for the same gradient.
 
     Attributes:
-      blocks: temperatures over T as `Trace` has them, `[block, size, chain, ...]`.
-      loss_before: the mean loss at the start.
-      loss_after: the loss in the later half of the steps, of the worst chain, `[size]`.
-      moved: whether any chain moved a leaf, `[leaf]`.
+      curvatures: of the loss, from the largest: 20 values that stand for the whole spectrum.
+      noise: the variances of the gradients, `GradientNoise`; `None` without minibatches.
+      predicted: `Temperatures` of the sampler on a Gaussian loss with these curvatures and this
+        noise, from the longest step size to the shortest.
+      measured: `Temperatures` of chains on the loss itself, in the order of the runs.
+      standard_error: of `measured`.
+      gradients: how many gradients of a batch all this took.
     """
 
-    blocks: "Trace"
-    loss_before: jax.Array
-    loss_after: jax.Array
-    moved: jax.Array
+    curvatures: np.ndarray
+    noise: GradientNoise | None
+    predicted: Temperatures
+    measured: Temperatures
+    standard_error: Temperatures
+    gradients: int
+
+
+class Chain(NamedTuple):
+    """Of each chain, `[chain, ...]`."""
+
+    params: Params
+    origin: Params
+    state: State
+    epoch: Epoch | None
 
 
 class Trace(NamedTuple):
-    """Temperatures over T of one chain at one step: the last `[leaf]`."""
+    """Means over the steps of a block, `[chain]`; temperatures are over T."""
 
+    loss: jax.Array
     stiffest: jax.Array
+    mean: jax.Array
     kinetic: jax.Array | None
-    by_leaf: jax.Array
 
 
 def find_step_size(
@@ -107,37 +104,45 @@ def find_step_size(
     data: Batch = None,
     *,
     temperature: float,
-    tolerance: float = 0.05,
-    num_steps: int = 4000,
-    num_chains: int = 32,
+    judge: str | None = None,
+    tolerance: float | None = None,
     batch_size: int | None = None,
+    max_gradients: int = 5000,
     key: Key = 0,
+    progress: bool = False,
 ) -> tuple[float, StepSizes]:
     r"""The longest step size at which a sampler is at its temperature.
 
     Longer steps mix faster, in proportion; what limits them is the temperature, which rises with
     them: first in the stiffest direction, the eigenvector of the largest curvature, and with
-    noisy gradients in the noisiest. A mean over all parameters hides that: 99 soft directions at
-    T and a stiff one at 5 T are at 1.04 T together.
+    noisy gradients in the noisiest. The step is found in three parts:
 
-    From `params` on, which should be near a minimum, `num_chains` chains run at each of 12 step
-    sizes at once: first over ten decades and 100 steps, to see where they diverge; then for
-    `num_steps` from there downwards by factors of 2, and once more around the longest good one by
-    factors of 1.12. The later half of the steps is measured. The configurational temperature of a
-    direction e is the mean of e·(θ - θ₁) e·∇L, θ₁ where a quarter of the steps is over: the origin
-    changes nothing but the variance, and what has not settled by then reads cold.
-    A size is good where no chain diverges; where the stiffest direction is within `tolerance` of
-    T by the power law of the step size that fits the excess best (it is linear for `sgld`), and
-    by its own measurement up to two standard errors; where no leaf, nor the velocities, are hotter
-    than that; and where all this is known, with standard errors of 0.25 or less.
+    - The curvatures of the loss at `params`, which should be near a minimum, come from 20 products
+      of its Hessian with a vector (Lanczos' iteration), over ten batches where there are batches;
+      the noise of the gradients from 32 batches: its mean over all directions, and its part along
+      the stiffest.
+    - The sampler itself, whatever its equation, runs at many step sizes on a Gaussian loss with
+      these curvatures and this noise, which costs no gradients of yours. Its temperatures there
+      tell the longest step within the tolerance.
+    - Two chains on your loss, one after the other, confirm it; where they are too hot or diverge,
+      shorter steps follow, three in all.
 
-    Leaves that do not move, as under `optax.set_to_zero`, count in none of this. A leaf that is
-    colder has not settled, which is no fault of the step
-    size: there is a warning. Flat directions of a network may never reach T.
+    **Who judges.** Without minibatches the stiffest direction has to be within 5 % of T: a mean
+    hides it (99 soft directions at T and a stiff one at 5 T are at 1.04 T together). With
+    minibatches the gradients are noisiest where the loss is stiffest, and hold a network's few
+    stiff directions at many times T at every useful step, while predictions depend on all. So
+    there the mean over all directions has to be within 10 %, at half the longest stable step or
+    less; `predicted.stiffest` says what the stiffest direction is at.
 
     On kθ²/2 the longest step within 5 % is 0.095/k for `sgld`, (1 + m) times that for `sghmc`,
     and 2/√k, the limit of stability, for `baoab`. There its fourth-order error on other losses
-    and rounding are all that is left: take a little less.
+    and rounding are all that is left: take a little less. With noise of variance c a direction of
+    `sghmc` is at T + ηc/(2(1 - m)). The noise counts as independent from step to step; in an epoch
+    without replacement it is less for directions that take an epoch to move.
+
+    Leaves that do not move, as under `optax.set_to_zero`, count in none of this. Chains that are
+    colder than T have not settled yet, which is no fault of the step size; flat directions of a
+    network may never reach T.
 
     Args:
       sampler: `sampler(step_size, temperature, key=key)` gives a transformation, as `sgld`,
@@ -147,36 +152,44 @@ def find_step_size(
       params: the start of all chains.
       data: as in `sample`.
       temperature: T > 0.
-      tolerance: the largest relative error of a temperature.
-      num_steps: steps at each size, at least 100. The standard errors in the table tell whether
-        they are enough: by default that of the stiffest direction is 1 to 2 %, which tells a step
-        size to about a fifth.
-      num_chains: chains at each size; 12 times as many are in memory, so take 2 for a network.
+      judge: `"stiffest"` or `"mean"`; by default the mean with minibatches, else the stiffest.
+      tolerance: the largest relative error of the judge's temperature, by default 0.05 for the
+        stiffest direction and 0.1 for the mean.
       batch_size: as in `sample`: noisy gradients heat the chain, so it has to be that of the run.
+      max_gradients: gradients of a batch to spend, at least 600; a product with the Hessian counts
+        as two. The first two parts take 41 without batches and 432 with them.
       key: an int or a PRNG key.
+      progress: write the gradients spent, the step size and the temperatures to stderr.
 
     Returns:
-      The step size and a table, `StepSizes`.
+      The step size and what was found, `StepSizes`. After Ctrl-C, those that were known by then.
+
+    Warns:
+      UserWarning: noise heats the chain beyond the tolerance at every useful step; chains on the
+        loss were too hot at all sizes tried; or Ctrl-C came before any was confirmed.
 
     Raises:
-      ValueError: a number is out of its range, or no size is good: the stiffest direction does
-        not settle in so many steps, or gradients are too noisy at any size.
+      ValueError: a number is out of its range; the loss is not finite at `params`, or curved
+        upwards in no direction there; the sampler doesn't hold T at any step; or all chains
+        diverged.
       TypeError: as `sample`.
 
     Examples:
       >>> import diffopt, jax.numpy as jnp
       >>> curvature = jnp.array([10.0] * 99 + [100.0])
       >>> loss = lambda p: jnp.sum(curvature * p**2) / 2
-      >>> step_size, table = diffopt.find_step_size(
+      >>> step_size, found = diffopt.find_step_size(
       ...     diffopt.sgld, loss, jnp.zeros(100), temperature=0.1
       ... )
-      >>> bool(0.0007 < step_size < 0.0012)  # 0.095 / 100
+      >>> bool(0.0008 < step_size < 0.0011)  # 0.095 / 100
       True
+      >>> print(f"{found.curvatures[0]:.0f}, {found.gradients <= 5000}")
+      100, True
     """
     check_number("temperature", temperature, positive=True)
-    check_number("tolerance", tolerance, positive=True)
-    check_int("num_steps", num_steps, least=100)
-    check_int("num_chains", num_chains, least=1)
+    if tolerance is not None:
+        check_number("tolerance", tolerance, positive=True)
+    check_int("max_gradients", max_gradients, least=600)
     check_concrete("find_step_size", params=params, data=data, temperature=temperature, key=key)
     check_key(key)
     check_inexact(params)
@@ -184,284 +197,320 @@ def find_step_size(
     temperature = float(temperature)
     if count_examples(data, batch_size) == batch_size:
         batch_size = None
+    if judge not in (None, *TOLERANCES):
+        raise ValueError(f'judge must be "stiffest" or "mean", got {judge!r}')
+    judge = judge or (STIFFEST if batch_size is None else MEAN)
+    tolerance = TOLERANCES[judge] if tolerance is None else float(tolerance)
     check_sampler(sampler)
     batch = () if data is None else (shape_batch(data, batch_size),)
     check_loss(loss, params, *batch)
     params, data = jax.tree.map(jnp.asarray, (params, data))
-    key, axis_key = jax.random.split(derive_key(key, "step size"))
+    batch_key, lanczos_key, law_key, run_key = jax.random.split(derive_key(key, "step size"), 4)
+    show = show_progress(max_gradients) if progress else lambda done, text: None
 
-    def run(sizes: np.ndarray, axis: Params, turn: int, steps: int) -> Run:
-        turn_key = jax.random.fold_in(key, turn)
-        chains = partial(_run, sampler, loss, batch_size, num_chains, temperature)
-        operands = (
-            params, data, axis, jnp.asarray(sizes, jnp.float32), turn_key,
-            jnp.asarray(steps, jnp.int32),
-        )  # fmt: skip
-        with jax.debug_nans(False):  # the longest sizes are to diverge
-            return compile_program(chains, *operands)(*operands)
-
-    # Probe: which sizes diverge at once, and which leaves move?
-    probed = np.geomspace(LONGEST, SHORTEST, SIZES)
-    probe = run(probed, jax.tree.map(jnp.zeros_like, params), 0, PROBE_STEPS)
-    before = float(probe.loss_before)
-    if not np.isfinite(before):
-        raise ValueError(f"loss must be finite at params, got {before}")
-    moved = np.asarray(probe.moved)
-    rise = PROBE_RISE * count_degrees(params) * temperature
-    stable = np.flatnonzero(np.asarray(probe.loss_after) < before + rise)
-    if not len(stable):
-        raise ValueError(
-            f"no step size from {SHORTEST:g} to {LONGEST:g} keeps the loss near {before:g}, its"
-            " start"
-        )
-    axis = _find_axis(loss, params, data, axis_key, batch_size, moved)
-    if not optax.tree.norm(axis) > 0:
-        raise ValueError("the Hessian of loss is 0 at params: no step size is too long there")
-
-    def measure(sizes: np.ndarray, turn: int) -> StepSizes:
-        return _make_table(sizes, run(sizes, axis, turn, num_steps), params, moved, tolerance)
-
-    # Coarse: downwards from the longest size that did not diverge.
-    sizes = probed[max(stable[0] - 1, 0)] / COARSE ** np.arange(SIZES)
-    table = measure(sizes, 1)
-    for turn in range(2, 2 + DEEPER):
-        if not table.good.any() and _are_hot(table, tolerance)[-1]:
-            sizes = sizes / COARSE**SIZES
-            table = _merge(table, measure(sizes, turn), tolerance)
-    # Fine: around the longest good one.
-    if table.good.any():
-        sizes = table.step_size[table.good].max() * ABOVE / FINE ** np.arange(SIZES)
-        table = _merge(table, measure(sizes, 2 + DEEPER), tolerance)
-    if not table.good.any():
-        measured = zip(table.stiffest, table.standard_error.stiffest, strict=True)
-        raise ValueError(
-            "no step size is good: the stiffest direction is at"
-            f" {', '.join(f'{t:.2g} ± {error:.2g}' for t, error in measured)}"
-            f" of the temperature at step sizes {', '.join(f'{s:.2g}' for s in table.step_size)};"
-            " more steps let it settle and measure it, and larger batches heat it less"
-        )
-    step_size = float(table.step_size[table.good].max())
-    _warn_of_cold(table, step_size, tolerance, num_steps)
-    return step_size, table
-
-
-def _warn_of_cold(table: StepSizes, step_size: float, tolerance: float, num_steps: int) -> None:
-    row = int(np.argmin(np.abs(table.step_size - step_size)))
-    errors = jax.tree.leaves(table.standard_error.per_leaf)
-    cold = [
-        f"params{jax.tree_util.keystr(path)} at {t[row]:.2g}"
-        for (path, t), e in zip(
-            jax.tree_util.tree_leaves_with_path(table.per_leaf), errors, strict=True
-        )
-        if t[row] + 2 * e[row] < 1 - tolerance
-    ]
-    if cold:
-        warnings.warn(
-            f"the chains have not settled in {num_steps} steps of {step_size:.3g}:"
-            f" {', '.join(cold)} of the temperature. Run longer before you trust them; flat"
-            " directions may never get there. A prior is seen in the loss, not in the chain",
-            stacklevel=3,
-        )
-
-
-def _make_table(
-    sizes: np.ndarray, run: Run, params: Params, moved: np.ndarray, tolerance: float
-) -> StepSizes:
-    """The table of a run: means over blocks and chains, and their standard errors."""
-    leaves, treedef = jax.tree.flatten(params)
-    weights = moved * np.array([count_degrees(leaf) for leaf in leaves], float)
-    blocks = jax.tree.map(lambda x: np.asarray(x, float), run.blocks)
-
-    def summarize(statistic: Any) -> Measures:
-        with np.errstate(invalid="ignore", over="ignore"):  # of chains that diverged
-            by_leaf = statistic(blocks.by_leaf)
-            overall = statistic(blocks.by_leaf[..., moved] @ weights[moved] / weights.sum())
-            return Measures(
-                stiffest=statistic(blocks.stiffest),
-                overall=overall,
-                kinetic=None if blocks.kinetic is None else statistic(blocks.kinetic),
-                per_leaf=jax.tree.unflatten(
-                    treedef, [x if m else None for x, m in zip(by_leaf.T, moved, strict=True)]
-                ),
+    with hear_interrupts() as interrupted:
+        # The loss: curvatures and noise, in the metric of the sampler.
+        response, _ = probe_sampler(sampler, params, temperature)
+        scale = jax.tree.map(lambda P: jnp.asarray(np.sqrt(P), jnp.float32), response)
+        batches, number = None, 1
+        if batch_size is not None:
+            epoch = start_epoch(len(jax.tree.leaves(data)[0]), batch_key)
+            batches = next_batch(epoch, jnp.arange(NOISE_BATCHES), batch_size)[1]
+            number = HESSIAN_BATCHES
+        values, grads = take_gradients(loss, params, data, batches)
+        before = float(values.mean())
+        if not np.isfinite(before):
+            raise ValueError(f"loss must be finite at params, got {before}")
+        spent = len(values)
+        show(spent, "noise of the gradients")
+        few = None if batches is None else batches[:HESSIAN_BATCHES]
+        curvatures = find_curvatures(loss, params, scale, data, few, lanczos_key, PRODUCTS)
+        spent += PRODUCTS * PRODUCT_COST * number
+        show(spent, "curvatures")
+        if not curvatures.values[0] > 0:
+            raise ValueError(
+                "the Hessian of loss is 0 at params, or curved upwards in no direction: no step"
+                " size is too long there"
             )
+        moving = _count_moving(response, params)
+        noise = None
+        if batches is not None:
+            noise = measure_noise(grads, scale, curvatures.axis, moving)
 
-    number = blocks.stiffest.shape[0] * blocks.stiffest.shape[2]
-    mean = summarize(lambda x: x.mean((0, 2)))
-    error = summarize(lambda x: x.std((0, 2), ddof=1) / np.sqrt(number))
-    table = StepSizes(sizes, sizes > 0, *mean, standard_error=error)
-    return table._replace(good=_are_good(table, tolerance))
-
-
-def _merge(one: StepSizes, other: StepSizes, tolerance: float) -> StepSizes:
-    """One table, from the longest step size to the shortest."""
-    order = np.argsort(-np.concatenate([one.step_size, other.step_size]))
-    table = jax.tree.map(lambda *x: np.concatenate(x)[order], one, other)
-    return table._replace(good=_are_good(table, tolerance))
-
-
-def _are_good(table: StepSizes, tolerance: float) -> np.ndarray:
-    """Which sizes are at the temperature."""
-    errors = table.standard_error
-    good = _fit_excess(table, tolerance) <= tolerance / (1 + tolerance)
-    good &= np.abs(table.stiffest - 1) <= tolerance + 2 * errors.stiffest
-    good &= ~_are_hot(table, tolerance)
-    for error in jax.tree.leaves(errors):
-        good &= error <= LARGEST_ERROR
-    return good
-
-
-def _are_hot(table: StepSizes, tolerance: float) -> np.ndarray:
-    """At which sizes anything is hotter than it may be, or not finite: shorter ones may help."""
-    hot = np.zeros(len(table.step_size), bool)
-    for name, error in table.standard_error._asdict().items():
-        values, errors = jax.tree.leaves(getattr(table, name)), jax.tree.leaves(error)
-        for value, e in zip(values, errors, strict=True):
-            hot |= ~(value <= 1 + tolerance + 2 * e)
-    return hot
-
-
-def _fit_excess(table: StepSizes, tolerance: float) -> np.ndarray:
-    """1 - T/T̂ in the stiffest direction, by the power law of the step size that fits best.
-
-    It is ηk/2 for `sgld` on a quadratic. Sizes far too hot or not yet settled are left out.
-    """
-    with np.errstate(invalid="ignore", divide="ignore"):
-        y = 1 - 1 / table.stiffest
-        error = table.standard_error.stiffest / table.stiffest**2
-        used = (
-            (table.stiffest > 0)
-            & (table.stiffest < WELL_BELOW)
-            & (y > -tolerance - 2 * error)
-            & (error > 0)
+        # The sampler, on a Gaussian loss with these.
+        step_size, predicted, useful = _foretell(
+            sampler, params, temperature, curvatures, noise, judge, tolerance, law_key
         )
-    if not used.any():
-        return np.full(len(y), np.inf)
-    y, weight = y[used], 1 / error[used] ** 2
-    relative = table.step_size / table.step_size[used].max()
-    fits = []
-    for power in POWERS:
-        x = relative[used] ** power
-        slope = max(np.sum(weight * x * y) / np.sum(weight * x**2), 0.0)
-        fits.append((np.sum(weight * (y - slope * x) ** 2), slope, power))
-    _, slope, power = min(fits)
-    return slope * relative**power
+
+        # The loss itself.
+        steps = (max_gradients - spent) // (CHAINS * ATTEMPTS * BLOCKS) * BLOCKS
+        begin, advance = _prepare(
+            sampler, loss, params, data, batch_size, temperature, curvatures.axis, scale, moving
+        )
+        allowed = tolerance if useful else max(tolerance, getattr(predicted, judge)[-1] - 1)
+        measured: list[Temperatures] = []
+        errors: list[Temperatures] = []
+        ratio = 0.0  # of the next step to the last: 1 where the last was good
+        while ratio < 1 and len(measured) < ATTEMPTS and not interrupted:
+            step_size *= ratio or 1
+            chains = begin(step_size, jax.random.fold_in(run_key, len(measured)))
+            traces: list[Trace] = []
+            while len(traces) < BLOCKS and not interrupted:
+                if len(traces) == BLOCKS // 4:
+                    chains = chains._replace(origin=chains.params)
+                chains, trace = advance(chains, step_size, steps // BLOCKS)
+                traces.append(jax.tree.map(lambda x: np.asarray(x, float), trace))
+                spent += CHAINS * (steps // BLOCKS)
+                show(spent, _describe(step_size, traces[-1]))
+                if not traces[-1].loss.max() < before + RISE * moving * temperature:
+                    break  # diverged
+            if not interrupted:
+                mean, error = _summarize(step_size, traces)
+                measured.append(mean)
+                errors.append(error)
+                ratio = _shorten(mean, error, judge, allowed)
+    if progress:
+        end_progress()
+    found = StepSizes(curvatures.values, noise, predicted, _stack(measured), _stack(errors), spent)
+    if measured and not np.isfinite(found.measured.stiffest).any():
+        tried = ", ".join(f"{size:.2g}" for size in found.measured.step_size)
+        raise ValueError(
+            f"all chains diverged, at step sizes {tried}: start nearer a minimum of loss"
+        )
+    for doubt in _doubt(found, step_size, judge, tolerance, useful, ratio == 1, batch_size):
+        warnings.warn(doubt, stacklevel=2)
+    return step_size, found
 
 
-def _find_axis(
-    loss: Loss,
+def _count_moving(response: Params, params: Params) -> int:
+    """How many real numbers the sampler moves."""
+    parts = zip(jax.tree.leaves(response), jax.tree.leaves(params), strict=True)
+    return sum(int((P > 0).sum()) * (1 + jnp.iscomplexobj(p)) for P, p in parts)
+
+
+def _foretell(
+    sampler: Sampler,
     params: Params,
-    data: Batch,
+    temperature: float,
+    curvatures: Curvatures,
+    noise: GradientNoise | None,
+    judge: str,
+    tolerance: float,
     key: jax.Array,
-    batch_size: int | None,
-    moved: np.ndarray,
-) -> Params:
-    """The eigenvector of the largest curvature among the leaves that move."""
-    treedef = jax.tree.structure(params)
-    masks = jax.tree.unflatten(treedef, [float(m) for m in moved])
-    mask = lambda tree: jax.tree.map(lambda x, m: x * m, tree, masks)
+) -> tuple[float, Temperatures, bool]:
+    """The longest step size within the tolerance on the surrogate, and whether it is of use."""
+    k = float(curvatures.values[0])
+    spectrum = curvatures.values, curvatures.weights
+    variances = None if noise is None else (noise.stiffest, noise.mean)
+    like, noisy = make_surrogate(sampler, params, temperature, spectrum, variances)
+    quiet = noisy._replace(noise=None)
 
-    def product(params: Params, v: Params, *batch: Batch) -> Params:
-        gradient = lambda p: jax.tree.map(jnp.conj, jax.grad(loss)(p, *batch))
-        return mask(jax.jvp(gradient, (params,), (mask(v),))[1])
+    def measure(surrogate: Any, sizes: np.ndarray, limit: float, steps: int) -> Law:
+        softest = SOFTEST * np.clip(limit / sizes, 1, 1 / SOFTEST)
+        return measure_law(sampler, like, surrogate, k, temperature, sizes, softest, key, steps)
 
-    def find(params: Params, data: Batch, key: jax.Array) -> Params:
-        if data is not None and batch_size is not None:
-            number = len(jax.tree.leaves(data)[0])
-            count = min(AXIS_BATCHES, number // batch_size)
-            order = jax.random.permutation(key, number)[: count * batch_size]
-            batches = order.reshape(count, batch_size)
+    # Where do steps diverge?
+    longest, shortest = LONGEST * max(1, 1 / k), SHORTEST * min(1, 1 / k)
+    sizes: np.ndarray
+    for _ in range(LIMIT_TURNS):
+        sizes = np.geomspace(longest, shortest, SIZES)
+        stable = measure(quiet, sizes, 0.0, LIMIT_STEPS).stiffest < DIVERGED
+        first = SIZES - int(stable.sum())
+        if first == SIZES:
+            raise ValueError(f"the sampler diverges at every step size from {shortest:.1g}")
+        longest, shortest = sizes[max(first - 1, 0)], sizes[first]
+    limit = shortest
 
-        def apply_hessian(v: Params) -> Params:
-            if data is None:
-                return product(params, v)
-            if batch_size is None:
-                return product(params, v, data)
-            parts = jax.lax.map(
-                lambda index: product(params, v, jax.tree.map(lambda x: x[index], data)), batches
-            )
-            return jax.tree.map(lambda x: x.sum(0), parts)
+    # Where is the judge within the tolerance?
+    are_good = lambda law: np.abs(getattr(law, judge) - 1) <= tolerance
+    sizes = np.ldexp(limit if judge == STIFFEST else limit / 2, -np.arange(SIZES))
+    law = measure(noisy, sizes, limit, LAW_STEPS)
+    heat, good = getattr(law, judge), are_good(law)
+    cold = heat[np.argmax(heat <= 1 + tolerance)] < COLD  # no shorter step mends that
+    first = int(np.argmax(good)) if good.any() else SIZES - 1
+    step_size = sizes[first]
+    if first and good.any() and not cold:
+        between = np.geomspace(sizes[first - 1], step_size, SIZES + 2)[1:-1]
+        fine = measure(noisy, between, limit, LAW_STEPS)
+        number = int(are_good(fine).sum())  # by chance, a longer one may be good and not this
+        step_size = between[SIZES - number] if number else step_size
+        sizes, law = np.r_[sizes, between], Law(*map(np.append, law, fine))
+    order = np.argsort(-sizes)
+    predicted = Temperatures(sizes[order], law.stiffest[order], law.mean[order])
+    if cold or (noise is None and not good.any()):
+        shown = ", ".join(
+            f"{t:.2g} T at {s:.2g}"
+            for s, t in zip(sizes[order], getattr(law, judge)[order], strict=True)
+        )
+        raise ValueError(
+            f"no step size is good: the sampler doesn't hold the temperature. The {judge} is at"
+            f" {shown}"
+        )
+    return float(step_size), predicted, bool(good.any())
 
-        return find_stiffest(apply_hessian, params, key, products=AXIS_PRODUCTS)[0]
 
-    return compile_program(find, params, data, key)(params, data, key)
-
-
-def _run(
+def _prepare(
     sampler: Sampler,
     loss: Loss,
-    batch_size: int | None,
-    num_chains: int,
-    temperature: float,
     params: Params,
     data: Batch,
+    batch_size: int | None,
+    temperature: float,
     axis: Params,
-    sizes: jax.Array,
-    key: jax.Array,
-    num_steps: jax.Array,
-) -> Run:
-    """Chains of all sizes at once, of which the later half of the steps is measured, in blocks."""
-    number = len(sizes) * num_chains
-    etas = jnp.repeat(sizes, num_chains)
-    make = lambda eta, key: sampler(eta, temperature, key=key)
-    key, order_key = jax.random.split(key)
-    state = jax.vmap(lambda eta, key: make(eta, key).init(params))(
-        etas, jax.random.split(key, number)
+    scale: Params,
+    moving: int,
+) -> tuple[Callable[..., Chain], Callable[..., tuple[Chain, Trace]]]:
+    """`begin(size, key)` makes chains, and `advance(chains, size, length)` takes them further.
+
+    Chains run one after another: a network's convolutions under `vmap` are far slower on a CPU.
+    """
+    degrees = float(count_degrees(params))
+
+    def begin(params: Params, data: Batch, size: jax.Array, key: jax.Array) -> Chain:
+        own_key, order_key = jax.random.split(key)
+
+        def start(key: jax.Array) -> Chain:
+            epoch = None
+            if batch_size is not None:
+                epoch = start_epoch(len(jax.tree.leaves(data)[0]), order_key)
+            return Chain(params, params, sampler(size, temperature, key=key).init(params), epoch)
+
+        return jax.lax.map(start, jax.random.split(own_key, CHAINS))
+
+    def advance(
+        chains: Chain,
+        data: Batch,
+        axis: Params,
+        scale: Params,
+        size: jax.Array,
+        length: jax.Array,
+    ) -> tuple[Chain, Trace]:
+        tx = sampler(size, temperature, key=jax.random.key(0))
+        inside = lambda x, s: x * jnp.where(s > 0, 1 / jnp.where(s > 0, s, 1), 0)
+        axis_theta = jax.tree.map(inside, axis, scale)
+        axis_grads = jax.tree.map(jnp.multiply, axis, scale)
+
+        def run(index_and_chain: Any) -> tuple[Chain, Trace]:
+            index, chain = index_and_chain
+
+            def step(_: Any, carry: Any) -> Any:
+                theta, state, epoch, sums = carry
+                batch = () if data is None else (data,)
+                if epoch is not None:
+                    assert batch_size is not None
+                    epoch, places = next_batch(epoch, index[None], batch_size)
+                    batch = (jax.tree.map(lambda x: x[places[0]], data),)
+                after, state_after, _, value, grads = take_step(tx, loss, theta, state, *batch)
+                away = jax.tree.map(
+                    lambda p, o, s: jnp.where(s > 0, p - o, 0), theta, chain.origin, scale
+                )
+                along = mean_product(axis_theta, away) * mean_product(axis_grads, grads)
+                kinetic = kinetic_or_none(state)
+                seen = Trace(
+                    loss=jnp.asarray(value, jnp.float32),
+                    stiffest=along * degrees**2 / temperature,
+                    mean=mean_product(away, grads) * degrees / moving / temperature,
+                    kinetic=None if kinetic is None else kinetic / temperature,
+                )
+                sums = jax.tree.map(lambda total, x: total + x.astype(jnp.float32), sums, seen)
+                return after, state_after, epoch, sums
+
+            zero = jnp.zeros([], jnp.float32)
+            has_velocity = kinetic_or_none(chain.state) is not None
+            sums = Trace(zero, zero, zero, zero if has_velocity else None)
+            carry = chain.params, chain.state, chain.epoch, sums
+            theta, state, epoch, sums = jax.lax.fori_loop(0, length, step, carry)
+            mean = jax.tree.map(lambda total: total / length, sums)
+            return Chain(theta, chain.origin, state, epoch), mean
+
+        return jax.lax.map(run, (jnp.arange(CHAINS), chains))
+
+    number = lambda size: jnp.asarray(size, jnp.float32)
+    first = params, data, number(1), jax.random.key(0)
+    make = compile_program(begin, *first)
+    more = data, axis, scale, number(1), jnp.asarray(1, jnp.int32)
+    go = compile_program(advance, make(*first), *more)
+    return (
+        lambda size, key: make(params, data, number(size), key),
+        lambda chains, size, length: go(
+            chains, data, axis, scale, number(size), jnp.asarray(length, jnp.int32)
+        ),
     )
-    epoch: Epoch | None = None
-    if batch_size is not None:
-        epoch = start_epoch(len(jax.tree.leaves(data)[0]), order_key)
 
-    def trace(theta: Params, origin: Params, grads: Updates, state: Any) -> Trace:
-        away = jax.tree.map(jnp.subtract, theta, origin)
-        along = mean_product(axis, away) * mean_product(axis, grads)
-        kinetic = kinetic_or_none(state)
-        return Trace(
-            stiffest=along * float(count_degrees(params)) ** 2 / temperature,
-            kinetic=None if kinetic is None else kinetic / temperature,
-            by_leaf=configurational_by_leaf(theta, origin, grads) / temperature,
+
+def _summarize(step_size: float, traces: list[Trace]) -> tuple[Temperatures, Temperatures]:
+    """The temperatures of a run and their standard errors; inf for one that diverged."""
+
+    def summarize(name: str) -> tuple[float, float] | None:
+        if getattr(traces[0], name) is None:
+            return None
+        if len(traces) < BLOCKS:
+            return np.inf, np.inf
+        values = np.stack([getattr(trace, name) for trace in traces[BLOCKS // 2 :]])
+        if not np.isfinite(values).all():
+            return np.inf, np.inf
+        return values.mean(), values.std(ddof=1) / np.sqrt(values.size)
+
+    pairs = [summarize(name) for name in ("stiffest", "mean", "kinetic")]
+    mean, error = ([None if p is None else np.asarray(p[i]) for p in pairs] for i in (0, 1))
+    size = np.asarray(step_size)
+    return Temperatures(size, *mean), Temperatures(size, *error)  # type: ignore[arg-type]
+
+
+def _stack(rows: list[Temperatures]) -> Temperatures:
+    none = np.zeros(0)
+    return jax.tree.map(lambda *x: np.stack(x), *rows) if rows else Temperatures(none, none, none)
+
+
+def _shorten(mean: Temperatures, error: Temperatures, judge: str, tolerance: float) -> float:
+    """1 where a run was at its temperature, else how much shorter the next step is to be."""
+    excess = 0.0
+    for name in {judge, MEAN, "kinetic"}:
+        value, uncertain = getattr(mean, name), getattr(error, name)
+        if value is not None and not value - 1 <= SLACK * tolerance + ERRORS * uncertain:
+            excess = max(excess, float(value) - 1)
+        if value is not None and not np.isfinite(value):
+            excess = np.inf
+    return float(np.clip(tolerance / excess, *SHORTER)) if excess else 1.0
+
+
+def _describe(step_size: float, trace: Trace) -> str:
+    kinetic = "" if trace.kinetic is None else f" / {trace.kinetic.mean():.3g}"
+    return f"step {step_size:.3g} loss {trace.loss.mean():.4g} {trace.mean.mean():.3g}{kinetic} T"
+
+
+def _doubt(
+    found: StepSizes,
+    step_size: float,
+    judge: str,
+    tolerance: float,
+    useful: bool,
+    confirmed: bool,
+    batch_size: int | None,
+) -> list[str]:
+    """What the user should know of the step size."""
+    doubts = []
+    if not useful:
+        mean, stiffest = (getattr(found.predicted, name)[-1] for name in (MEAN, STIFFEST))
+        excess = getattr(found.predicted, judge)[-1] - 1
+        doubts.append(
+            f"the noise of batches of {batch_size} heats the chain at every useful step: at"
+            f" {step_size:.2g}, {found.predicted.step_size[0] / step_size:.0f} times below the"
+            f" longest stable one, the mean direction is at {mean:.3g} T and the stiffest at"
+            f" {stiffest:.3g} T. Batches of {np.ceil(batch_size * excess / tolerance):.0f} would"
+            f" hold the {judge} within {tolerance:.0%}; so may control_variate, and sgnht holds the"
+            " mean"
         )
-
-    def step(eta: Any, theta: Params, origin: Params, state: Any, batch: Any) -> Any:
-        after, state_after, _, value, grads = take_step(
-            make(eta, jax.random.key(0)), loss, theta, state, *batch
+    elif not confirmed and len(found.measured.step_size) == ATTEMPTS:
+        values = getattr(found.measured, judge)
+        shown = ", ".join(
+            f"{t:.3g} T at {size:.2g}"
+            for size, t in zip(found.measured.step_size, values, strict=True)
         )
-        seen = trace(theta, origin, grads, state)
-        return after, state_after, seen, jnp.asarray(value, jnp.float32)
-
-    def step_all(t: jax.Array, carry: Any) -> Any:
-        theta, origin, state, epoch, sums, counts, first, last = carry
-        batch, batch_axis = () if data is None else (data,), None
-        if batch_size is not None:
-            epoch, index = next_batch(epoch, jnp.arange(number), batch_size)
-            batch, batch_axis = (jax.tree.map(lambda x: x[index], data),), 0
-        origin = jax.tree.map(lambda o, p: jnp.where(t == num_steps // 4, p, o), origin, theta)
-        theta, state, seen, value = jax.vmap(step, (0, 0, 0, 0, batch_axis))(
-            etas, theta, origin, state, batch
+        doubts.append(
+            "chains on the loss were hotter than the tolerance at each step size tried, the"
+            f" {judge} at {shown}: start nearer a minimum of loss, or take shorter steps"
         )
-        late = t >= num_steps // 2
-        block = (t - num_steps // 2) * BLOCKS // (num_steps - num_steps // 2)
-        block = jnp.where(late, block, BLOCKS)  # dropped
-        sums = jax.tree.map(lambda s, x: s.at[block].add(x, mode="drop"), sums, seen)
-        counts = counts.at[block].add(1, mode="drop")
-        first = jnp.where(t == 0, value, first)
-        last = last + jnp.where(late, value, 0)
-        return theta, origin, state, epoch, sums, counts, first, last
-
-    theta = jax.tree.map(lambda p: jnp.broadcast_to(p, (number, *p.shape)), params)
-    shapes = jax.eval_shape(jax.vmap(trace), theta, theta, theta, state)
-    sums = jax.tree.map(lambda s: jnp.zeros((BLOCKS, *s.shape)), shapes)
-    zeros = jnp.zeros(number)
-    carry = theta, theta, state, epoch, sums, jnp.zeros(BLOCKS), zeros, zeros
-    theta, *_, sums, counts, first, last = jax.lax.fori_loop(0, num_steps, step_all, carry)
-
-    def average(x: jax.Array) -> jax.Array:
-        mean = x / counts.reshape(-1, *[1] * (x.ndim - 1))
-        return mean.reshape(BLOCKS, len(sizes), num_chains, *x.shape[2:])
-
-    pairs = zip(jax.tree.leaves(theta), jax.tree.leaves(params), strict=True)
-    return Run(
-        blocks=jax.tree.map(average, sums),
-        loss_before=first.mean(),
-        loss_after=(last / counts.sum()).reshape(-1, num_chains).max(1),
-        moved=jnp.stack([jnp.any(p != start[None]) for p, start in pairs]),
-    )
+    elif not confirmed:
+        doubts.append(f"interrupted: the step size {step_size:.2g} is not confirmed on the loss")
+    return doubts
