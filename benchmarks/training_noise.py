@@ -29,16 +29,16 @@ METHODS: dict[str, dict[str, Any]] = {  # tuples are grids
         "momentum": {"lr": (0.01,), "decay": DECAYS},
         "label noise 0.5": {"lr": (0.01,), "decay": DECAYS, "label_std": (0.5,)},
         "label noise 1": {"lr": (0.01,), "decay": DECAYS, "label_std": (1.0,)},
+        "weight noise 0.01": {"lr": (0.01,), "decay": DECAYS, "weight_std": (0.01,)},
         "weight noise 0.03": {"lr": (0.01,), "decay": DECAYS, "weight_std": (0.03,)},
-        "weight noise 0.1": {"lr": (0.01,), "decay": DECAYS, "weight_std": (0.1,)},
         "ivon": {"lr": (0.1,), "decay": DECAYS, "hess_init": (0.1,)},
     },
     "pairs": {
         "momentum": {"lr": (0.03, 0.1, 0.3), "decay": PAIR_DECAYS},
-        "adamw": {"lr": (1e-3, 3e-3, 1e-2), "adam_decay": (0.03, 0.1, 0.5)},
+        "adamw": {"lr": (1e-3, 3e-3, 1e-2), "adam_decay": (0.1, 0.5, 2.0)},
         "label noise": {"lr": (0.1,), "decay": PAIR_DECAYS, "label_std": (0.03, 0.1, 0.3)},
-        "weight noise": {"lr": (0.1,), "decay": PAIR_DECAYS, "weight_std": (0.01, 0.03, 0.1)},
-        "ivon": {"lr": (0.3, 1.0, 3.0), "decay": (1e-4,), "hess_init": (0.1, 0.3, 1.0)},
+        "weight noise": {"lr": (0.1,), "decay": PAIR_DECAYS, "weight_std": (0.005, 0.01, 0.03)},
+        "ivon": {"lr": (0.3,), "decay": PAIR_DECAYS, "hess_init": (0.03, 0.1, 0.3)},
     },
 }
 

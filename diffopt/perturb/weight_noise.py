@@ -67,12 +67,12 @@ def weight_noise(
     the last for arrays of two axes or more (one filter for each output of Flax's and Haiku's
     kernels), of the whole for a vector. A filter of n weights then has noise of √n std of its
     norm, and what makes a network forget a filter's scale (normalization after it) does not
-    change the noise's effect. std is then 0.005 to 0.02.
+    change the noise's effect. std is then 0.01 to 0.03.
 
     Memory: a scalar for each leaf. Cost: one ε a step, as dear as the noise of `sgld`; gradients
-    are as many as in plain training. Choose it to smooth a loss with spurious or sharp minima
-    (see the page on training noise for where that was seen to pay). For a posterior
-    take `ivon`, which learns the scale of ε by itself.
+    are as many as in plain training. Choose it where a network overfits: few examples or wrong
+    labels (see the page on training noise), or to smooth a loss with spurious minima. For a
+    posterior take `ivon`, which learns the scale of ε by itself.
 
     Args:
       std: the standard deviation ≥ 0: a number, a 0-d array or a schedule of the step count. One

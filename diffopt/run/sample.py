@@ -2,6 +2,7 @@
 
 import bisect
 import math
+import operator
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from ..inputs.trees import (
     check_inexact,
     check_like,
     find_states_with_path,
+    place_beside,
     refuse_statistics,
 )
 from .batches import count_examples, doubt_mean, shape_batch
@@ -146,9 +148,10 @@ def sample(
       what it made of them.
 
     Warns:
-      UserWarning: a chain was not finite, or all were, which ends the run; a loss was not finite at
-        finite parameters; two chains are equal to the bit; the loss of a batch is not a mean over
-        its examples; the chains are more than ten times as hot as the posterior of a mean loss.
+      UserWarning: a chain was not finite, or none was, which ends the run; a loss was not finite at
+        finite parameters; two chains are equal to the bit, or a chain stood still; the loss of a
+        batch is not a mean over its examples; the chains are more than ten times as hot as the
+        posterior of a mean loss; `tx` has other injected hyperparameters than `state`.
 
     Raises:
       ValueError: a number is out of its range, `burn_in` or `where` leaves no draw, the leading
@@ -187,6 +190,8 @@ def sample(
     if asked not in (None, 1, num_chains):
         raise ValueError(f"num_chains is {asked}, but params have {num_chains} chains")
     num_examples = count_examples(data, batch_size)
+    num_steps, burn_in, every = (operator.index(n) for n in (num_steps, burn_in, every))
+    batch_size = None if batch_size is None else operator.index(batch_size)
     one_chain = jax.tree.map(
         lambda p: jax.ShapeDtypeStruct(jnp.shape(p)[has_chain_axis:], jnp.result_type(p)), params
     )
@@ -220,6 +225,7 @@ def sample(
         mesh=share_chains(num_chains, params),
     )
     params, data = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), (params, data))
+    data, estimator = place_beside((data, estimator), params)
     own_key, examples_key = jax.random.split(derive_key(key, "sample"))
     chain_keys, early_doubt = None, None
     if state is None:
@@ -382,6 +388,7 @@ def _check_state(
     fresh = jax.eval_shape(jax.vmap(tx.init), params)
     try:
         check_like("state.opt_state", state.opt_state, fresh)
+        check_like("state.origin", state.origin, params)
         estimate = None if estimator is None else jax.eval_shape(jax.vmap(estimator.init), params)
         check_like("state.estimator_state", state.estimator_state, estimate)
     except TypeError as error:

@@ -76,7 +76,9 @@ def replica_exchange(
     Each chain differs by its noise alone, so a loop is that of one chain under `jax.vmap`: see the
     example. What couples parameters, as clipping by a global norm, goes into `sampler`. The losses
     are of all that is sampled: a prior in the gradients belongs in them too, the same for all
-    temperatures.
+    temperatures. They have to be known far below the temperatures: float32 knows a loss of 10,000
+    to 1e-3, and at T = 1e-4 rounding alone would decide. Then give them in float64, or as the mean
+    of differences from the losses at a fixed point.
 
     Memory: that of `sampler` for each chain, and five numbers; a step costs that of the chains. The
     ladder is right where neighbours swap some 20 to 60 % of the time (`state.swaps /

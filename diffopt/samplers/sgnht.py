@@ -139,8 +139,8 @@ def sgnht(
 
     def init(params: Any, count: jax.Array, key: jax.Array) -> ThermostatState:
         friction = as_float(1 - momentum).astype(jnp.float32)
-        zero = jnp.zeros([], jnp.float32)
-        return ThermostatState(count, key, start_velocity(params), zero, friction, zero)
+        zero = lambda: jnp.zeros([], jnp.float32)  # donated: two buffers
+        return ThermostatState(count, key, start_velocity(params), zero(), friction, zero())
 
     def step(g: Any, xi: Any, state: ThermostatState) -> tuple[Any, ThermostatState]:
         eta, T = value_at(learning_rate, state.count), value_at(temperature, state.count)

@@ -33,8 +33,8 @@ class UnderdampedState(NamedTuple):
 
 def start(params: Any, count: jax.Array, key: jax.Array) -> UnderdampedState:
     """Velocities of 0, whose mass the first step gives."""
-    zero = jnp.zeros([], jnp.float32)
-    return UnderdampedState(count, key, start_velocity(params), zero, zero)
+    zero = lambda: jnp.zeros([], jnp.float32)  # donated: two buffers
+    return UnderdampedState(count, key, start_velocity(params), zero(), zero())
 
 
 def start_velocity(params: Any) -> Any:

@@ -104,5 +104,5 @@ def test_inside_jit():
 
 @pytest.mark.parametrize("num_chains", [0, -1])
 def test_at_least_one_chain(num_chains):
-    with pytest.raises(ValueError, match="num_chains must be at least 1"):
+    with pytest.raises(ValueError, match="num_chains must be ≥ 1"):
         diffopt.split_keys(diffopt.sgld(0.1, 1.0).init(PARAMS), num_chains)

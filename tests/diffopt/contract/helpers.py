@@ -21,7 +21,7 @@ each_sampler = pytest.mark.parametrize(
     "name", [pytest.param(v, marks=[pytest.mark.slow] * (v not in QUICK)) for v in SAMPLERS]
 )
 # They move on where the step size is 0: by their momentum, or by rounding at random.
-COASTING = ("sghmc", "sgnht", "low_precision")
+COASTING = ("low_precision",)
 
 
 def tree(dtype):
