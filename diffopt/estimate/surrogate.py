@@ -241,7 +241,8 @@ def measure_law(
         each = jax.vmap(chain, (None, None, 0, 0))
         sums = jax.vmap(lambda size, low: each(size, low, surrogate, keys).sum(0))(sizes, softest)
         number = jnp.stack([_sum(x, x) for x in (surrogate.stiffest, surrogate.typical)])
-        return sums / (jnp.maximum(number, 1) * (num_steps - num_steps // 2)), number
+        steps = num_steps - num_steps // 2
+        return sums / (jnp.maximum(number, 1) * steps)[None], number
 
     numbers = (jnp.asarray(x, jnp.float32) for x in (sizes, softest, largest, temperature))
     operands = (surrogate, *numbers, key, jnp.asarray(num_steps, jnp.int32))

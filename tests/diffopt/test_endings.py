@@ -34,6 +34,7 @@ def test_what_on_draw_raises_has_the_draws_until_then():
     np.testing.assert_array_equal(samples.params, whole.params)
 
 
+@pytest.mark.slow
 def test_a_warning_that_is_an_error_has_the_result():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -44,6 +45,7 @@ def test_a_warning_that_is_an_error_has_the_result():
     assert caught.value.samples.diverged.tolist()[0] == -1
 
 
+@pytest.mark.slow
 def test_the_run_stops_where_every_chain_has_diverged():
     with pytest.warns(UserWarning, match="2 chains .0, 1. were not finite.*, where the run ended"):
         samples = diffopt.sample(
@@ -52,6 +54,7 @@ def test_the_run_stops_where_every_chain_has_diverged():
     assert (samples.diverged > 0).all() and int(samples.state.step) < 10**8
 
 
+@pytest.mark.slow
 def test_many_diverged_chains_are_one_sentence():
     starts = jnp.full((64, 2), 1e9).at[0].set(0.0)
     with pytest.warns(UserWarning) as caught:

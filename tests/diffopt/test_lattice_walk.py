@@ -13,6 +13,8 @@ import pytest
 import diffopt
 from tests.helpers import assert_close, assert_equal, assert_like, of_name, path, run
 
+pytestmark = pytest.mark.slow
+
 PARAMS = {
     "low": jnp.linspace(-2, 2, 300, dtype=jnp.bfloat16),
     "w": jnp.linspace(-1, 2, 60).reshape(6, 10),

@@ -235,6 +235,7 @@ def test_it_keeps_dtypes_and_counts_a_complex_element_twice():
     assert tx.update({}, tx.init({}), {})[0] == {}
 
 
+@pytest.mark.slow
 def test_it_works_under_multisteps_masked_scan_and_in_chains():
     params = jax.tree.map(lambda p: p + 1, PARAMS)
     prior = diffopt.hierarchical_prior(0.5)

@@ -13,6 +13,8 @@ import diffopt
 from diffopt.run.results import check_room
 from tests.helpers import on_devices, report
 
+pytestmark = pytest.mark.slow
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import arviz

@@ -13,6 +13,8 @@ import diffopt
 from benchmarks.lib import data, models, training
 from tests.helpers import midpoint
 
+pytestmark = pytest.mark.slow
+
 CURVATURE = jnp.array([1.0] * 9 + [30.0])
 HOT = 1 - 1 / 1.05  # ηk/2 at which 1/(1 - ηk/2) = 1.05
 

@@ -11,6 +11,8 @@ from scipy.optimize import brentq
 import diffopt
 from tests import helpers
 
+pytestmark = pytest.mark.slow
+
 CHAINS, K, T = 100_000, 2.0, 0.7  # the loss is Kθ²/2
 SCALE = np.sqrt(K * T)  # of the gradient
 

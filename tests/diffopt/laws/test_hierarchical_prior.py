@@ -10,6 +10,8 @@ from scipy.stats import kstest, t
 
 import diffopt
 
+pytestmark = pytest.mark.slow
+
 CHAINS = 20_000
 
 

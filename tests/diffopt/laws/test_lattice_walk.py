@@ -10,6 +10,8 @@ from scipy.stats import binom
 import diffopt
 from tests import helpers
 
+pytestmark = pytest.mark.slow
+
 CHAINS, K, T = 200_000, 2.0, 0.7
 
 

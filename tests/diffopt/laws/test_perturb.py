@@ -10,6 +10,8 @@ from scipy.linalg import solve_discrete_lyapunov
 import diffopt
 from tests.helpers import run
 
+pytestmark = pytest.mark.slow
+
 N = 100_000  # independent elements
 
 

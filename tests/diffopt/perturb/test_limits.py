@@ -11,6 +11,8 @@ import pytest
 import diffopt
 from tests.helpers import LAST_COUNT, assert_close, assert_equal
 
+pytestmark = pytest.mark.slow
+
 PARAMS = {"w": jnp.linspace(-1, 1, 12).reshape(4, 3), "b": jnp.ones(3), "none": None}
 
 

@@ -14,6 +14,8 @@ from jax.sharding import PartitionSpec as P
 import diffopt
 from tests.helpers import assert_close, assert_equal, assert_like, on_devices, report
 
+pytestmark = pytest.mark.slow
+
 METHODS = {
     "ivon": lambda **options: diffopt.ivon(0.1, 100, hess_decay=0.9, **options),
     "weight_noise": lambda **options: optax.chain(
