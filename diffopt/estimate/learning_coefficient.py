@@ -17,6 +17,7 @@ from ..inputs.keys import check_key
 from ..inputs.scalars import check_int, check_number
 from ..inputs.trees import check_inexact, count_degrees, place_beside, refuse_statistics
 from ..run.batches import count_examples, doubt_mean, shape_batch
+from ..run.chains import own_mesh
 from ..run.program import compile_program
 from ..run.results import average_over_chains
 from ..run.sample import sample
@@ -363,8 +364,7 @@ def _run(
         sample, tx, num_steps=num_steps, num_chains=num_chains, key=key, transform=keep_nothing
     )
     if batch_size is None:
-        losses = run(loss, params, data).losses
-        coarsest, wide = losses.dtype, _widen(losses)
+        losses, offset = run(loss, params, data).losses, 0.0
     else:
         if (doubt := doubt_mean(loss, params, data, batch_size)) is not None:
             warnings.warn(doubt, stacklevel=3)
@@ -373,12 +373,13 @@ def _run(
         with warnings.catch_warnings():  # of `relative`: that of `loss` is above
             warnings.filterwarnings("ignore", "loss is .* on average for their halves")
             losses = run(relative, params, (data, references), batch_size=batch_size).losses
-        coarsest = losses.dtype
-        wide = _widen(losses) + np.asarray(_widen(references)).mean()
+        offset = np.asarray(_widen(references)).mean()
     if losses.shape[1] <= burn_in:
         raise KeyboardInterrupt
-    starts = np.abs(np.asarray(wide[:, 0], float))
-    return wide, float(jnp.finfo(coarsest).eps * starts[np.isfinite(starts)].max(initial=0))
+    with own_mesh(losses):
+        wide = _widen(losses) + offset
+    starts = np.abs(np.asarray(wide)[:, 0].astype(float))
+    return wide, float(jnp.finfo(losses.dtype).eps * starts[np.isfinite(starts)].max(initial=0))
 
 
 def _widen(x: jax.Array) -> jax.Array:

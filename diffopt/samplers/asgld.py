@@ -82,17 +82,12 @@ def asgld(
       b1: decay of the mean of gradients, in [0, 1), a number or a 0-d array.
       b2: decay of the mean of squared gradients, in [0, 1), likewise.
       eps: added to the root of the mean of squares, > 0, likewise.
-      key: an int or a PRNG key; each sampler and chain needs its own (see `sampler`).
-      noise: `"gaussian"`, `"gaussian16"`, `"rademacher"` or a function (see `sampler`).
+      key: as in `sampler`; each sampler and each chain needs its own.
+      noise: as in `sampler`.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` with an `AdaptiveDriftState`. Its updates have the
       shapes and dtypes of the gradients. A complex element has one ν, of its squared modulus.
-
-    Raises:
-      ValueError: `learning_rate` or `eps` is not positive and finite; `temperature` or `drift` is
-        negative, NaN or infinite; `b1` or `b2` is not in [0, 1); `noise` is an unknown name.
-      TypeError: an argument is of the wrong type; at `init`, a parameter is not floating-point.
 
     Examples:
       Adam's steps of 0.1 for a hundred steps, and then SGLD.

@@ -72,10 +72,12 @@ def sampler(
       stay `None`. Extra arguments of `update` are ignored.
 
     Raises:
-      ValueError: `noise` is an unknown name, or `increments` is less than 1.
-      TypeError: `key` is no key, or `increments` no int; at `init`, a parameter is not
-        floating-point, or the state has no `count` and `key`; at `update`, `step` gives another
-        structure or other shapes.
+      ValueError: `noise` is an unknown name, or `increments` is less than 1. From the samplers of
+        diffopt also: a step size is not positive and finite; a temperature, a friction or a
+        diffusion coefficient is negative, NaN or infinite; a momentum or a decay is not in [0, 1).
+      TypeError: `key` is no key, or `increments` no int, or another argument is of the wrong type;
+        at `init`, a parameter is not floating-point, or the state has no `count` and `key`; at
+        `update`, `step` gives another structure or other shapes.
 
     Examples:
       SGLD in coordinates of one's own scale: dθ = -G∇L dt + √(2TG) dW with a constant G, which

@@ -48,17 +48,12 @@ def langevin(
         a schedule of the step count. At D = 0 gradients pass unchanged.
       learning_rate: the step size η > 0 of the optimizer that follows, likewise, or None. Where
         a schedule reaches η = 0 the noise is 0.
-      key: an int or a PRNG key; each sampler and chain needs its own (see `sampler`).
-      noise: `"gaussian"`, `"gaussian16"`, `"rademacher"` or a function (see `sampler`).
+      key: as in `sampler`; each sampler and each chain needs its own.
+      noise: as in `sampler`.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` with a `SamplerState`. Shapes and dtypes of the
       gradients are kept; a complex leaf is treated as two real ones.
-
-    Raises:
-      ValueError: `diffusion` is negative, NaN or infinite; `learning_rate` is not positive and
-        finite; `noise` is an unknown name.
-      TypeError: an argument is of the wrong type; at `init`, a parameter is not floating-point.
 
     Examples:
       >>> import diffopt, jax, jax.numpy as jnp, optax

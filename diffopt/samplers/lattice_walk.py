@@ -51,16 +51,11 @@ def lattice_walk(
     Args:
       learning_rate: the step size η > 0: a number, a 0-d array or a schedule of the step count.
       temperature: T ≥ 0, in units of the loss, likewise.
-      key: an int or a PRNG key; each sampler and chain needs its own (see `sampler`).
+      key: as in `sampler`; each sampler and each chain needs its own.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` with a `SamplerState`. Its updates have the shapes
       and dtypes of the gradients; a complex element is two real ones.
-
-    Raises:
-      ValueError: `learning_rate` is not positive and finite; `temperature` is negative, NaN or
-        infinite.
-      TypeError: an argument is of the wrong type; at `init`, a parameter is not floating-point.
 
     Examples:
       >>> import diffopt, jax, jax.numpy as jnp, optax

@@ -74,17 +74,12 @@ def psgld(
       temperature: T ≥ 0, in units of the loss, likewise.
       decay: of the mean of squared gradients, in [0, 1), a number or a 0-d array.
       eps: bounds G by 1/eps, > 0, a number or a 0-d array.
-      key: an int or a PRNG key; each sampler and chain needs its own (see `sampler`).
-      noise: `"gaussian"`, `"gaussian16"`, `"rademacher"` or a function (see `sampler`).
+      key: as in `sampler`; each sampler and each chain needs its own.
+      noise: as in `sampler`.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` with a `PreconditionedState`. Its updates have the
       shapes and dtypes of the gradients. A complex element has one G, for its squared modulus.
-
-    Raises:
-      ValueError: `learning_rate` or `eps` is not positive and finite; `temperature` is negative,
-        NaN or infinite; `decay` is not in [0, 1); `noise` is an unknown name.
-      TypeError: an argument is of the wrong type; at `init`, a parameter is not floating-point.
 
     Examples:
       >>> import diffopt, jax, jax.numpy as jnp, optax

@@ -31,17 +31,12 @@ def sgld(
     Args:
       learning_rate: the step size η > 0: a number, a 0-d array or a schedule of the step count.
       temperature: T ≥ 0, in units of the loss, likewise.
-      key: an int or a PRNG key; each sampler and chain needs its own (see `sampler`).
-      noise: `"gaussian"`, `"gaussian16"`, `"rademacher"` or a function (see `sampler`).
+      key: as in `sampler`; each sampler and each chain needs its own.
+      noise: as in `sampler`.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` with a `SamplerState`. Its updates have the shapes
       and dtypes of the gradients.
-
-    Raises:
-      ValueError: `learning_rate` is not positive and finite; `temperature` is negative, NaN or
-        infinite; `noise` is an unknown name.
-      TypeError: an argument is of the wrong type; at `init`, a parameter is not floating-point.
 
     Examples:
       >>> import diffopt, jax.numpy as jnp, optax

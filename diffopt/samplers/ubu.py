@@ -63,18 +63,12 @@ def ubu(
         a schedule of the step count.
       temperature: T ≥ 0, in units of the loss, likewise.
       friction: γ ≥ 0, per unit of time, a number or a 0-d array.
-      key: an int or a PRNG key; each sampler and chain needs its own (see `sampler`).
-      noise: `"gaussian"`, `"gaussian16"`, `"rademacher"` or a function (see `sampler`). A strong
-        order is one of Gaussian increments.
+      key: as in `sampler`; each sampler and each chain needs its own.
+      noise: as in `sampler`. A strong order is one of Gaussian increments.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` with an `UnderdampedState`. Its updates have the
       shapes and dtypes of the gradients.
-
-    Raises:
-      ValueError: `step_size` is not positive and finite; `temperature` or `friction` is negative,
-        NaN or infinite; `noise` is an unknown name.
-      TypeError: an argument is of the wrong type; at `init`, a parameter is not floating-point.
 
     Examples:
       >>> import diffopt, jax, jax.numpy as jnp, optax
