@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-KEPT = 64  # programs: about as many as a session uses again
+KEPT = 32  # programs: about as many as a session uses again
 _programs: OrderedDict[Any, Any] = OrderedDict()
 
 

@@ -62,8 +62,8 @@ def average_over_chains(values: Any) -> Average:
     """The mean of `[chain, draw]` over the finite chains, with its standard error."""
     values = np.asarray(values, np.float64)
     chains = values[np.isfinite(values).all(1)]
-    if not len(chains):
-        return Average(jnp.full([], jnp.nan), jnp.full([], jnp.nan))
+    if not chains.size:
+        return Average(jnp.asarray(np.nan), jnp.asarray(np.nan))
     parts = chains.mean(1)
     if len(chains) == 1:
         parts = np.array(

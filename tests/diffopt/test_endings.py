@@ -1,5 +1,6 @@
 """How a run ends: by what on_draw raises, Ctrl-C, warnings that are errors, chains that diverge."""
 
+import contextlib
 import io
 import signal
 import sys
@@ -116,3 +117,23 @@ def test_sample_inside_another_program_is_refused():
 
 def test_the_line_of_progress_counts_hours():
     assert progress._clock(3 * 3600 + 62) == "3:01:02"
+
+
+class Heard(list):
+    """Ctrl-C that is heard at the second look."""
+
+    def __bool__(self):
+        self.append(True)
+        return len(self) > 1
+
+
+@pytest.mark.filterwarnings("ignore:the chains read the temperature")
+def test_an_interrupt_before_the_first_draw_gives_the_place_to_go_on_from(monkeypatch):
+    interrupts = lambda: contextlib.nullcontext(Heard())
+    monkeypatch.setattr(diffopt.run.sample, "hear_interrupts", interrupts)
+    with pytest.warns(UserWarning, match="interrupted after 1 of 50 steps"):
+        samples = diffopt.sample(
+            TX, lambda p, x: bowl(p) + 0 * x.mean(), jnp.zeros(3), jnp.ones((4, 1)),
+            num_steps=50, burn_in=40,
+        )  # fmt: skip
+    assert samples.draws.shape == (1, 0, 3) and int(samples.state.step) == 1
