@@ -48,6 +48,7 @@ def test_a_fold_that_changes_changes_the_posterior_and_compiles_once(monkeypatch
     assert first > 0 and compiled[first:] == [None] * 3
 
 
+@pytest.mark.slow
 def test_a_bound_method_sees_its_buffer_grow():
     class Bandit:
         rewards = jnp.ones(3)
@@ -62,6 +63,7 @@ def test_a_bound_method_sees_its_buffer_grow():
     assert abs(before - 1) < 0.3 and abs(run().draws.mean() - 4) < 0.3
 
 
+@pytest.mark.slow
 def test_a_grid_of_temperatures_in_arrays_compiles_once(monkeypatch):
     compiled = count_compilations(monkeypatch)
     loss, variances = squared(jnp.zeros(200)), []
@@ -87,6 +89,7 @@ def test_the_step_size_is_that_of_the_curvature_now():
         assert 0.8 < size * value / 0.095 < 1.2
 
 
+@pytest.mark.slow
 def test_the_learning_coefficient_is_that_of_the_loss_now():
     def loss(w):
         return jnp.sum(jnp.abs(w) ** power)

@@ -116,6 +116,7 @@ def test_velocities_change_with_the_temperature():
     assert_equal(still.states.velocity, velocity)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [diffopt.baoab, diffopt.ubu, diffopt.sghmc])
 def test_it_is_the_velocity_at_the_parameters_that_changes(make):
     """v less the half kick that the state tells, which the temperature does not change."""

@@ -330,6 +330,7 @@ def test_the_residual_drifts_by_some_2_to_the_minus_26_of_the_spacing():
     assert 2.0**-27 < drift.mean() < 2.0**-25
 
 
+@pytest.mark.slow
 def test_flax_nnx():
     """A Param in the model is an OptVariable in the optimizer's state."""
     nnx = pytest.importorskip("flax.nnx")

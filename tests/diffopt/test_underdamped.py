@@ -137,6 +137,7 @@ def test_the_noise_of_ubu_loses_no_digits():
     np.testing.assert_allclose(_transverse_variance(jnp.float32(x)), exact, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_state_of_one_sampler_serves_another_at_its_temperature():
     """The velocities of sghmc are √M times smaller than those of baoab and ubu, whose mass is 1."""
     makers = {
