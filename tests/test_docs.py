@@ -204,11 +204,15 @@ def preemption(names):
         if step == 100:
             signal.raise_signal(signal.SIGTERM)
 
-    with pytest.warns(UserWarning, match="interrupted after"):
-        samples = diffopt.sample(
-            names["tx"], names["loss"], {"w": jnp.ones(3)}, num_steps=10**6, every=100,
-            on_draw=terminate,
-        )  # fmt: skip
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # that of a notebook differs
+    try:
+        with pytest.warns(UserWarning, match="interrupted after"):
+            samples = diffopt.sample(
+                names["tx"], names["loss"], {"w": jnp.ones(3)}, num_steps=10**6, every=100,
+                on_draw=terminate,
+            )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert 100 < int(samples.state.step) < 10**6
 
 
