@@ -1,6 +1,7 @@
 """A cache of compiled programs for all processes of a run, and the budget of minutes."""
 
 import os
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -13,6 +14,14 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # set by the first process, b
     CACHE = tempfile.TemporaryDirectory(prefix="diffopt-jax-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """The handler of Ctrl-C that Python starts with, whatever a notebook has left."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
 
 
 def cpu_of_the_machine():

@@ -204,15 +204,11 @@ def preemption(names):
         if step == 100:
             signal.raise_signal(signal.SIGTERM)
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # that of a notebook differs
-    try:
-        with pytest.warns(UserWarning, match="interrupted after"):
-            samples = diffopt.sample(
-                names["tx"], names["loss"], {"w": jnp.ones(3)}, num_steps=10**6, every=100,
-                on_draw=terminate,
-            )  # fmt: skip
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.warns(UserWarning, match="interrupted after"):
+        samples = diffopt.sample(
+            names["tx"], names["loss"], {"w": jnp.ones(3)}, num_steps=10**6, every=100,
+            on_draw=terminate,
+        )  # fmt: skip
     assert 100 < int(samples.state.step) < 10**6
 
 
