@@ -18,7 +18,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # set by the first process, b
 
 @pytest.fixture(autouse=True)
 def ctrl_c():
-    """The handler of Ctrl-C that Python starts with, whatever a notebook has left."""
+    """The handler of Ctrl-C that Python starts with, also where a shell had it ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
