@@ -115,8 +115,12 @@ def add_residual(params: Any, residual: Any) -> Any:
     residual = in_structure_of(params, residual, _is_wide)
 
     def add(path: Any, p: Any, q: Any) -> Any:
+        if q is None or _is_wide(
+            q
+        ):  # a parameter of 32 bits, or one that `optax.masked` leaves out
+            return p
         _check_dtype(path, p, q)
-        return p if q is None or _is_wide(q) else p.astype(jnp.float32) + _residual(p, q)
+        return p.astype(jnp.float32) + _residual(p, q)
 
     return jax.tree_util.tree_map_with_path(add, params, residual)
 
@@ -266,7 +270,9 @@ def low_precision(
         if params is None:
             raise ValueError("low_precision needs the parameters: tx.update(grads, state, params)")
         key, subkey = jax.random.split(state.key)
-        exact = add_residual(params, state.residual)
+        residual = in_structure_of(params, state.residual, _is_wide)
+        jax.tree_util.tree_map_with_path(_check_dtype, params, residual)
+        exact = add_residual(params, residual)
         params, residual = (
             jax.tree.map(lambda g, x: None if g is None else x, updates, tree, is_leaf=_is_none)
             for tree in (params, state.residual)
