@@ -34,7 +34,7 @@ LAW_STEPS = 8000
 COLD = 0.5  # of T: the sampler doesn't hold it
 
 CHAINS, ATTEMPTS, BLOCKS = 2, 3, 16  # of the runs on the loss; the later half is measured
-RISE = 100  # times the heat foretold, for each parameter: a loss above that has diverged
+SPREAD, RISE = 5, 100  # of the batches' losses, times the heat foretold: above them it diverged
 SLACK, ERRORS = 1.25, 3  # a run is hot beyond so much of the tolerance, and so many errors
 SHORTER = (0.25, 0.8)  # of a step that was hot: the next
 
@@ -248,7 +248,8 @@ def find_step_size(
             sampler, loss, params, data, batch_size, temperature, curvatures.axis, scale, moving
         )
         allowed = tolerance if useful else max(tolerance, getattr(predicted, judge)[-1] - 1)
-        highest = before + RISE * moving * temperature * max(1.0, predicted.mean[-1])
+        spread = SPREAD * float(np.std(values))  # of the losses of batches
+        highest = before + spread + RISE * moving * temperature * max(1.0, predicted.mean[-1])
         measured: list[Temperatures] = []
         errors: list[Temperatures] = []
         ratio = 0.0  # of the next step to the last: 1 where the last was good
