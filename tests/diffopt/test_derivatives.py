@@ -25,6 +25,7 @@ def difference(f, x, h):
 
 
 # a rounding at random has no derivative, and the plain √T of midpoint none at 0
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [v for v in SAMPLERS if v not in ("low_precision", "midpoint")])
 def test_gradients_match_finite_differences_above_0_and_the_limit_at_0(name):
     h, rtol = (1e-3, 1e-3) if name == "sgnht" else (1e-6, 1e-5)  # its friction is a float32

@@ -8,6 +8,8 @@ import pytest
 
 import diffopt
 
+pytestmark = pytest.mark.slow
+
 N = 442
 X = jax.random.normal(jax.random.key(0), (N, 3))
 Y = X @ jnp.ones(3) + jax.random.normal(jax.random.key(1), (N,))
@@ -23,13 +25,11 @@ def run(loss=mean_loss, T=1 / N, data=(X, Y), step=0.01, **kw):
     return diffopt.sample(tx, loss, jnp.zeros(3), data, **{"num_steps": 400, "burn_in": 200} | kw)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [None, 64, 400])
 def test_a_posterior_is_not_doubted(batch_size):
     run(batch_size=batch_size, num_chains=2)
 
 
-@pytest.mark.slow
 def test_the_temperature_of_the_learning_coefficient_is_not_doubted():
     run(T=np.log(N) / N, num_chains=2)
 
@@ -40,7 +40,6 @@ def test_a_summed_loss_with_batches_is_told_with_its_cure():
         run(lambda w, b: len(b[1]) * mean_loss(w, b), T=1.0, step=1e-5, batch_size=64)
 
 
-@pytest.mark.slow
 def test_a_loss_divided_by_what_differs_between_batches_is_told():
     weights = jnp.where(Y > 0, 1.0, 9.0)
 
