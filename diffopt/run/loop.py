@@ -122,11 +122,10 @@ def place_state(state: RunState | None, mesh: Mesh) -> RunState | None:
     if state is None:
         return None
     axes = CARRY_AXES.state
-    state = state._replace(**{
+    return state._replace(**{
         name: jax.device_put(getattr(state, name), NamedSharding(mesh, getattr(axes, name)))
         for name in state._fields
     })  # fmt: skip
-    return state
 
 
 def take_step(
