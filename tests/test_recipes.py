@@ -117,6 +117,7 @@ def train(tx):
     return run(tx, PARAMS, jax.grad(loss), 400)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_trains_with_noise_and_without_it_is_the_optimizer(name):
     recipe, optimizer = RECIPES[name]

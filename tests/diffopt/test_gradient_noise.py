@@ -76,6 +76,7 @@ def test_one_noisy_direction_in_many_is_found():
     assert abs(found / expected - 1) < 4.5 * one_error
 
 
+@pytest.mark.slow
 def test_complex_and_16_bit_gradients_and_missing_leaves():
     keys = jax.random.split(jax.random.key(3), 2)
     parts = jax.random.normal(keys[0], (2, B, 5))

@@ -70,6 +70,7 @@ def test_noise_that_is_not_finite_is_not_called_quiet():
     assert diffopt.gradient_noise_temperature(jnp.ones((6, 3)), 0.1).noisiest == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [None, 2])
 def test_estimates_are_float32_where_the_loss_is_not(batch_size):
     loss = lambda p, x: (quadratic(p) + 0 * jnp.mean(x)).astype(jnp.bfloat16)

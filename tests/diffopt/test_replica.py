@@ -135,6 +135,7 @@ def test_it_is_the_velocity_at_the_parameters_that_changes(make):
     np.testing.assert_allclose(after[0] - after[1], kept * change, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_velocities_of_a_part_change_and_those_of_another_form_of_the_parameters():
     """Where the gradient of a velocity is not to be found, the velocity alone is scaled."""
     grads = {"w": jnp.ones((4, 3)), "b": jnp.ones(4)}
@@ -255,6 +256,7 @@ def test_a_fresh_state_may_be_donated_and_a_sampler_may_fold_its_key():
     assert step(tx.init(params), params).phase == 1
 
 
+@pytest.mark.slow
 def test_a_negative_variance_is_none_and_two_infinite_losses_do_not_swap():
     sampler, params = partial(diffopt.sgld, noise=zeros), jnp.ones(2)
     tx = diffopt.replica_exchange(sampler, 0.1, [1.0, 2.0])

@@ -155,6 +155,7 @@ def test_the_wrapped_transformation_sees_float32_and_exact_parameters():
     np.testing.assert_array_equal(second, 1 + 2.0**-12)
 
 
+@pytest.mark.slow
 @inner
 def test_updates_have_the_dtypes_of_the_gradients_and_the_state_keeps_its_own(make):
     tx = diffopt.low_precision(make())
@@ -168,6 +169,7 @@ def test_updates_have_the_dtypes_of_the_gradients_and_the_state_keeps_its_own(ma
         assert all(jnp.isfinite(p).all() for p in jax.tree.leaves(moved))
 
 
+@pytest.mark.slow
 @inner
 @pytest.mark.parametrize("dtype", ["float32", "complex64"])
 def test_wider_leaves_pass_unchanged(make, dtype):
@@ -191,6 +193,7 @@ def test_bfloat16_gradients_of_float32_parameters_pass_unchanged():
     chex.assert_trees_all_equal(updates, expected)
 
 
+@pytest.mark.slow
 def test_float64_anywhere_else_does_no_harm():
     with jax.enable_x64(True):
         params = {"low": jnp.ones(3, "bfloat16"), "wide": jnp.ones(3, "float64")}

@@ -12,6 +12,7 @@ def samples():
     return chains(steps=100_000, cycles=400, peak=0.1, explore=0.25, seeds=4)
 
 
+@pytest.mark.slow
 def test_sgld_finds_few_modes_and_cyclical_sgld_all(samples):
     assert max(modes_found(chain) for chain in samples["SGLD"]) <= 3
     assert [modes_found(chain) for chain in samples["cyclical SGLD"]] == [25] * 4

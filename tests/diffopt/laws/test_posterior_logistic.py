@@ -52,6 +52,7 @@ def nuts(problem):
     return np.asarray(sample(jax.random.key(0)), np.float64)
 
 
+@pytest.mark.slow
 def test_baoab_agrees_with_nuts_within_5_percent_of_a_posterior_sd(problem, nuts):
     """2,000 chains of 300 steps; both Monte Carlo errors are 1 % of a standard deviation."""
     loss, n = problem

@@ -10,10 +10,18 @@ import optax
 import pytest
 
 import diffopt
+from tests.diffopt.contract.helpers import QUICK
 from tests.helpers import LAST_COUNT, SAMPLERS, of_name, run
 
 CHAINS = 100_000
-KNOWN = pytest.mark.parametrize("name", [name for name in SAMPLERS if SAMPLERS[name].variance])
+KNOWN = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK))
+        for name in SAMPLERS
+        if SAMPLERS[name].variance
+    ],
+)
 
 
 def assert_stationary(name, params, eta):

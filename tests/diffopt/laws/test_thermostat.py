@@ -31,6 +31,7 @@ def chains(tx, start, steps, burn=0, grads=lambda x, key: x):
     return jax.jit(run)(start, state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", [1, 3])
 def test_few_parameters_keep_the_boltzmann_law_and_the_friction_its_inverse_gamma(d):
     """1/α is a gamma variable of shape 2d + 1 and rate 2d(1 - m), up to 3(1 - m) for the step."""

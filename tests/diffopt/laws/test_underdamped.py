@@ -64,6 +64,7 @@ def test_baoab_is_exact_up_to_its_limit_of_stability(of_the_limit):
     assert_covariance(theta, state.velocity, exact)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [diffopt.sghmc, diffopt.baoab, diffopt.ubu])
 def test_a_free_particle_in_bfloat16_warms_up_as_its_momentum_says(make):
     """From rest K = T (1 - m²ⁿ) after n steps; 0.999 is 1 in bfloat16, and then K grows for ever.
@@ -165,6 +166,7 @@ WELLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WELLS)
 def test_two_wells_are_visited_in_the_right_proportions(name):
     """All chains start in the shallow well of (θ² - 1)² + 0.15 θ, at temperature 0.4."""
