@@ -15,6 +15,7 @@ from pathlib import Path
 from . import (
     bfloat16,
     chain_cost,
+    effective_samples,
     headline,
     llc_training,
     mixture,
@@ -39,6 +40,7 @@ PROGRAMS = (
     trial,
     bfloat16,
     chain_cost,
+    effective_samples,
     headline,
     llc_training,
     mixture,
