@@ -214,9 +214,7 @@ def _shape_values(name: str, function: Any, params: Params) -> tuple[int, ...]:
     if not callable(function):
         raise TypeError(f"{name} must be a function, got {function!r}")
     value = jax.eval_shape(lambda params: function(params), params)
-    if not (
-        isinstance(value, jax.ShapeDtypeStruct) and jnp.issubdtype(value.dtype, jnp.floating)
-    ):
+    if not (isinstance(value, jax.ShapeDtypeStruct) and jnp.issubdtype(value.dtype, jnp.floating)):
         raise TypeError(f"{name} must give an array of real numbers, got {value}")
     return value.shape
 
