@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 from scipy.stats import spearmanr
 
 import diffopt
@@ -153,14 +154,14 @@ def retrain(
 
 def gradients(params: Params, data: Data) -> jax.Array:
     """The gradients of the losses of examples, `[example, parameter]`."""
-    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    flat, unravel = ravel_pytree(params)
     one = lambda flat, x, y: losses(unravel(flat), (x[None], y[None]))[0]
     return jax.jit(jax.vmap(jax.grad(one), (None, 0, 0)))(flat, *data)
 
 
 def inverse_hessian(params: Params, data: Data) -> Callable[[float, Any, Any], np.ndarray]:
     """By the Hessian of what is trained, with a damping."""
-    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    flat, unravel = ravel_pytree(params)
     hessian = jax.jit(jax.hessian(lambda flat: penalized(unravel(flat), data)))(flat)
     return by_matrix(hessian)
 
@@ -185,7 +186,7 @@ def conjugate_gradients(
     params: Params, data: Data, damping: float, test: Data, iterations: int
 ) -> np.ndarray:
     """By the Gauss-Newton matrix and a damping, of which only products with vectors are taken."""
-    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    flat, unravel = ravel_pytree(params)
     logits = lambda flat: jax.vmap(lambda x: forward(unravel(flat), x)[0])(data[0])
 
     @jax.jit
@@ -348,7 +349,7 @@ def doubt_labels(seeds: int, steps: int, chain_steps: int, chains: int) -> dict[
         data = x, y
         params, along = jax.jit(partial(train, SMALL, steps))(jax.random.key(seed), data)
         g = np.asarray(gradients(params, data), float)
-        flat, unravel = jax.flatten_util.ravel_pytree(params)
+        flat, unravel = ravel_pytree(params)
         hessian = jax.jit(jax.hessian(lambda w: penalized(unravel(w), data)))(flat)  # noqa: B023
         solved = np.linalg.solve(np.asarray(hessian, float) + 1e-2 * np.eye(len(flat)), g.T).T
         doubts = {

@@ -203,6 +203,7 @@ def influence(
             f"{good.sum()} of {num_chains} chains were finite, and a covariance needs two: take a"
             " shorter step_size"
         )
+    assert moments is not None
     covariance, errors = _covariance(jax.tree.map(lambda x: np.asarray(x)[good], moments))
     shape = sum(shapes, ())
     values = -covariance.reshape(shape) / temperature
@@ -228,27 +229,30 @@ def _run(
     num_draws: int,
     every: int,
     draw_bytes: int,
-) -> tuple[Moments, np.ndarray]:
+) -> tuple[Moments | None, np.ndarray]:
     """The moments of the draws, segment after segment, and which chains diverged."""
-    samples, start = None, dict(num_chains=num_chains)
+    segments = np.array_split(
+        np.arange(num_draws), -(-num_draws // max(1, SEGMENT_BYTES // draw_bytes))
+    )
+    plans: list[dict[str, Any]] = [
+        dict(num_steps=len(s) * every, every=every, transform=transform) for s in segments
+    ]
     if burn_in:
-        samples = run(params, num_steps=burn_in, every=burn_in, transform=keep_nothing, **start)
-    segments = -(-num_draws // max(1, SEGMENT_BYTES // draw_bytes))
-    moments = None
-    for part in np.array_split(np.arange(num_draws), segments):
-        if samples is not None:
-            params, start = samples.params, dict(num_chains=None, state=samples.state)
-        samples = run(
-            params, num_steps=len(part) * every, every=every, transform=transform, **start
-        )
+        plans.insert(0, dict(num_steps=burn_in, every=burn_in, transform=keep_nothing))
+    start: dict[str, Any] = dict(num_chains=num_chains)
+    moments, steps = None, 0
+    for plan in plans:
+        samples = run(params, **plan, **start)
+        params, start = samples.params, dict(num_chains=None, state=samples.state)
+        steps += plan["num_steps"]
         if (samples.diverged >= 0).all():
             break
-        if samples.losses.shape[1] < len(part):
+        if samples.state.step < steps:
             raise KeyboardInterrupt
-        with own_mesh(samples.losses):
-            new = _measure(samples.draws)
-            moments = new if moments is None else _join(moments, new)
-    assert samples is not None
+        if plan["transform"] is transform:
+            with own_mesh(samples.losses):
+                new = _measure(samples.draws)
+                moments = new if moments is None else _join(moments, new)
     return moments, samples.diverged
 
 

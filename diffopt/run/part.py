@@ -54,7 +54,8 @@ def take_part(params: Params, part: Any) -> tuple[Params, Callable[[Params], Par
       [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
     """
     check_arrays("params", params)
-    with_paths, treedef = jax.tree_util.tree_flatten_with_path(params)
+    with_paths = jax.tree_util.tree_leaves_with_path(params)
+    treedef: Any = jax.tree.structure(params)
     paths = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in with_paths]
     leaves = [jnp.asarray(leaf) for _, leaf in with_paths]
     if callable(part):
