@@ -50,6 +50,7 @@ class Setting(NamedTuple):
     temperature: float
     damping: float
     step_size: float
+    friction: float = 1.0
 
 
 BEST = Setting(1.0, 0.1, 0.3)
@@ -256,7 +257,8 @@ def sampled(
     """By chains at a temperature: the influence, and the median of its signal over its error."""
     temperature = setting.temperature / len(data[1])
     decayed = lambda step_size, temperature, key: optax.chain(
-        optax.add_decayed_weights(DECAY), diffopt.baoab(step_size, temperature, key=key)
+        optax.add_decayed_weights(DECAY),
+        diffopt.baoab(step_size, temperature, friction=setting.friction, key=key),
     )
     found = diffopt.influence(
         loss, params, data, None if test is None else lambda params: losses(params, test),
