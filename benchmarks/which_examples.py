@@ -53,15 +53,20 @@ class Setting(NamedTuple):
     friction: float = 1.0
 
 
-BEST = Setting(1.0, 0.1, 0.3)
+BEST = Setting(1.0, 0.02, 0.7, 0.3)
 SETTINGS = (
     Setting(1.0, 0.0, 0.1),
-    Setting(1.0, 0.01, 0.1),
     Setting(0.01, 0.01, 0.3),
-    Setting(0.1, 0.01, 0.3),
+    Setting(1.0, 0.1, 0.3),
+    Setting(0.1, 0.01, 0.8, 0.2),
     BEST,
 )
-LARGE_SETTINGS = (BEST, Setting(0.1, 0.1, 0.3))
+LARGE_SETTINGS = (
+    Setting(0.01, 0.03, 0.8, 0.35),
+    Setting(0.001, 0.01, 0.8, 0.2),
+    Setting(1.0, 0.1, 0.3),
+)
+LABEL_SETTINGS = {SMALL: (BEST, Setting(1.0, 0.1, 0.3)), LARGE: (Setting(0.001, 0.03, 0.8, 0.35),)}
 
 
 def load_digits(number: int) -> tuple[Data, Data]:
@@ -340,7 +345,10 @@ def error(params: Params, data: Data) -> float:
     return float(jnp.mean(logits.argmax(-1) != data[1]))
 
 
-def doubt_labels(seeds: int, steps: int, chain_steps: int, chains: int) -> dict[str, list[float]]:
+def doubt_labels(
+    sizes: tuple[int, ...], seeds: int, steps: int, chain_steps: int, chains: int,
+    note: Callable[[dict[str, Any]], None],
+) -> dict[str, list[float]]:  # fmt: skip
     """For each method the share of wrong labels among the hundred that it doubts most, by seed."""
     found: dict[str, list[float]] = {}
     for seed in range(seeds):
@@ -349,25 +357,28 @@ def doubt_labels(seeds: int, steps: int, chain_steps: int, chains: int) -> dict[
         wrong = rng.permutation(LABELS)[:WRONG]
         y = y.at[wrong].add(jnp.asarray(rng.integers(1, CLASSES, WRONG), jnp.int32)) % CLASSES
         data = x, y
-        params, along = jax.jit(partial(train, SMALL, steps))(jax.random.key(seed), data)
-        g = np.asarray(gradients(params, data), float)
-        flat, unravel = ravel_pytree(params)
-        hessian = jax.jit(jax.hessian(lambda w: penalized(unravel(w), data)))(flat)  # noqa: B023
-        solved = np.linalg.solve(np.asarray(hessian, float) + 1e-2 * np.eye(len(flat)), g.T).T
+        params, along = jax.jit(partial(train, sizes, steps))(jax.random.key(seed), data)
+        g = np.asarray(gradients(params, data))
+        factors = kronecker_factors(params, data)
         doubts = {
             "loss at the end": losses(params, data),
             "loss averaged along training": along,
             "squared gradient": (g**2).sum(1),
-            "self-influence by the inverse Hessian": (g * solved).sum(1),
-            "self-influence by EK-FAC": -by_factors(kronecker_factors(params, data), 1e-2, g, None),
+            "self-influence by EK-FAC, damping 0.01": -by_factors(factors, 1e-2, g, None),
         }
-        for setting in (BEST, Setting(0.1, 0.01, 0.3)):
-            name = f"self-influence by sampling, T = {setting.temperature:g}/N"
+        if sizes is SMALL:
+            solve = inverse_hessian(params, data)
+            doubts["self-influence by the inverse Hessian, damping 0.01"] = -np.diagonal(
+                solve(1e-2, g, g)
+            )
+        for setting in LABEL_SETTINGS[sizes]:
+            name = f"self-influence by sampling, {name_setting(setting._asdict())}"
             doubts[name] = -sampled(params, data, None, setting, chain_steps, chains)[0]
         for name, doubt in doubts.items():
             first = np.argsort(-np.asarray(doubt))[:WRONG]
             found.setdefault(name, []).append(float(np.isin(first, wrong).mean()))
         print({name: shares[-1] for name, shares in found.items()}, flush=True)
+        note(found)
     return found
 
 
@@ -414,9 +425,14 @@ def name_row(row: dict[str, Any]) -> str:
     """A method with its settings."""
     if row["method"] != "sampling":
         return row["method"] + (f", damping {row['damping']:g}" if "damping" in row else "")
+    return f"sampling, {name_setting(row)}"
+
+
+def name_setting(row: dict[str, Any]) -> str:
+    """A setting of sampling in words."""
     return (
-        f"sampling, T = {row['temperature']:g}/N, damping {row['damping']:g},"
-        f" step {row['step_size']:g}, {row['chains']} x {row['steps']:,} steps"
+        f"T = {row['temperature']:g}/N, damping {row['damping']:g}, step {row['step_size']:g},"
+        f" friction {row['friction']:g}"
     )
 
 
@@ -440,18 +456,26 @@ def influence_table() -> str:
 def labels_table() -> str:
     """The share of wrong labels among the hundred that each method doubts most."""
     result = load("which_examples.json")
-    rows = (
-        [name, f"{np.mean(shares):.3f} ± {np.std(shares, ddof=1) / len(shares) ** 0.5:.3f}"]
-        for name, shares in result["labels"].items()
+    names = list(result["labels"] | result["labels_large"])
+    show = lambda shares: (
+        f"{np.mean(shares):.3f} ± {np.std(shares, ddof=1) / len(shares) ** 0.5:.3f}"
+        if shares
+        else ""
     )
-    return markdown(["", f"wrong among the first {WRONG}"], rows) + origin(
+    rows = (
+        [name, *(show(result[size].get(name)) for size in ("labels", "labels_large"))]
+        for name in names
+    )
+    head = ["share of wrong labels among the hundred most doubted"]
+    head += [f"{result[size]['parameters']:,} parameters" for size in ("small", "large")]
+    return markdown(head, rows) + origin(
         "which_examples.json", result["machine"], "python -m benchmarks.which_examples"
     )
 
 
 @cli.program("which_examples")
 def main(argv: list[str] | None = None) -> None:
-    """Parse the command line, run the three trials, report; each result is written as it comes."""
+    """Parse the command line, run the trials, report; each result is written as it comes."""
     args = parse_args(argv)
     out = cli.make_folder(args.out)
     config = {name: value for name, value in vars(args).items() if name != "out"}
@@ -465,11 +489,17 @@ def main(argv: list[str] | None = None) -> None:
         partial(note, "small"),
     )  # fmt: skip
     plot_examples(params, args.steps, args.chains, out / "which_examples.png")
-    found = doubt_labels(args.seeds, args.training_steps, max(10, args.steps // 4), args.chains)
-    result["labels"] = found
+    result["labels"] = doubt_labels(
+        SMALL, args.seeds, args.training_steps, max(20, args.steps // 4), args.chains,
+        partial(note, "labels"),
+    )  # fmt: skip
     _, result["large"] = compare(
-        LARGE, LARGE_SETTINGS, args.large_halves, args.large_seeds, args.training_steps // 2,
-        args.large_steps, args.chains, 30, partial(note, "large"),
+        LARGE, LARGE_SETTINGS, args.large_halves, 2, args.training_steps // 2, args.large_steps,
+        args.chains, 30, partial(note, "large"),
+    )  # fmt: skip
+    result["labels_large"] = doubt_labels(
+        LARGE, 2, args.training_steps // 2, max(20, args.large_steps // 5), args.chains,
+        partial(note, "labels_large"),
     )  # fmt: skip
     files.write_json(out / "which_examples.json", result)
     print(f"Wrote {out / 'which_examples.json'}, {out / 'which_examples.png'}")
@@ -483,14 +513,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--halves", type=two, default=60, help="random halves to retrain on")
     parser.add_argument("--seeds", type=whole, default=4, help="networks trained on each half")
     parser.add_argument("--training-steps", type=two, default=1000, help="steps of training")
-    parser.add_argument("--steps", type=cli.at_least(20), default=20_000, help="steps of a chain")
+    parser.add_argument("--steps", type=cli.at_least(20), default=16_000, help="steps of a chain")
     parser.add_argument("--chains", type=two, default=4, help="chains of each sampling")
     parser.add_argument(
-        "--large-halves", type=two, default=30, help="halves for the larger network"
+        "--large-halves", type=two, default=20, help="halves for the larger network"
     )
-    parser.add_argument("--large-seeds", type=whole, default=2, help="its networks on each half")
     parser.add_argument(
-        "--large-steps", type=cli.at_least(20), default=5000, help="steps of its chains"
+        "--large-steps", type=cli.at_least(20), default=2500, help="steps of its chains"
     )
     return parser.parse_args(argv)
 

@@ -66,15 +66,21 @@ def test_what_is_foretold_right_scores_1():
 
 @pytest.mark.slow
 def test_it_writes_scores_wrong_labels_and_a_picture(tmp_path, monkeypatch):
-    monkeypatch.setattr(which_examples, "LARGE", (64, 4, 4, 10))
-    monkeypatch.setattr(which_examples, "SMALL", (64, 4, 10))
+    small, large = (64, 4, 10), (64, 4, 4, 10)
+    monkeypatch.setattr(which_examples, "LARGE", large)
+    monkeypatch.setattr(which_examples, "SMALL", small)
+    one = which_examples.SETTINGS[-1:]
+    monkeypatch.setattr(which_examples, "SETTINGS", one)
+    monkeypatch.setattr(which_examples, "LARGE_SETTINGS", one)
+    monkeypatch.setattr(which_examples, "LABEL_SETTINGS", {small: one, large: one})
     arguments = ["--halves", 3, "--seeds", 2, "--training-steps", 20, "--steps", 80]
-    arguments += ["--chains", 2, "--large-halves", 3, "--large-seeds", 1, "--large-steps", 40]
+    arguments += ["--chains", 2, "--large-halves", 3, "--large-steps", 40]
     assert helpers.status(which_examples.main, *arguments, "--out", tmp_path) == 0
     found = json.loads((tmp_path / "which_examples.json").read_text())
     for size in ("small", "large"):
         assert all(-1 <= row["score"] <= 1 for row in found[size]["methods"])
-    assert all(len(shares) == 2 for shares in found["labels"].values())
+    for name in ("labels", "labels_large"):
+        assert all(len(shares) == 2 for shares in found[name].values())
     assert (tmp_path / "which_examples.png").read_bytes().startswith(b"\x89PNG")
 
 
