@@ -15,6 +15,7 @@ Then a tenth of 1,000 labels are made wrong, and each method names the hundred t
 """
 
 import argparse
+import itertools
 import sys
 import time
 from collections.abc import Callable
@@ -64,8 +65,8 @@ SETTINGS = (
 LARGE_SETTINGS = (
     Setting(0.01, 0.03, 0.8, 0.35),
     Setting(0.001, 0.01, 0.8, 0.2),
-    Setting(1.0, 0.1, 0.3),
 )
+TRIALS = ("small", "large", "labels", "labels_large")
 LABEL_SETTINGS = {SMALL: (BEST, Setting(1.0, 0.1, 0.3)), LARGE: (Setting(0.001, 0.03, 0.8, 0.35),)}
 
 
@@ -87,7 +88,7 @@ def start(sizes: tuple[int, ...], key: jax.Array) -> Params:
     keys = jax.random.split(key, len(sizes) - 1)
     weights = [
         jax.random.normal(key, (i, o)) / i**0.5
-        for key, i, o in zip(keys, sizes, sizes[1:], strict=False)
+        for key, (i, o) in zip(keys, itertools.pairwise(sizes), strict=True)
     ]
     return [jnp.concatenate([w, jnp.zeros((1, w.shape[1]))]) for w in weights]
 
@@ -288,7 +289,7 @@ def score(influence: np.ndarray, halves: np.ndarray, actual: np.ndarray) -> floa
 def compare(
     sizes: tuple[int, ...], settings: tuple[Setting, ...], halves: int, seeds: int, steps: int,
     chain_steps: int, chains: int, iterations: int, note: Callable[[dict[str, Any]], None],
-) -> tuple[Params, dict[str, Any]]:  # fmt: skip
+) -> Params:  # fmt: skip
     """Each method's score on retraining a network of these sizes, and the seconds it took."""
     data, test = load_digits(TRAIN)
     params, _ = jax.jit(partial(train, sizes, steps))(jax.random.key(0), data)
@@ -336,7 +337,7 @@ def compare(
         found, signal = sampled(params, data, test, setting, chain_steps, chains)
         more = {"steps": chain_steps, "chains": chains, "signal": signal} | setting._asdict()
         add("sampling", found, began, **more)
-    return params, result
+    return params
 
 
 def error(params: Params, data: Data) -> float:
@@ -348,7 +349,7 @@ def error(params: Params, data: Data) -> float:
 def doubt_labels(
     sizes: tuple[int, ...], seeds: int, steps: int, chain_steps: int, chains: int,
     note: Callable[[dict[str, Any]], None],
-) -> dict[str, list[float]]:  # fmt: skip
+) -> None:  # fmt: skip
     """For each method the share of wrong labels among the hundred that it doubts most, by seed."""
     found: dict[str, list[float]] = {}
     for seed in range(seeds):
@@ -378,8 +379,7 @@ def doubt_labels(
             first = np.argsort(-np.asarray(doubt))[:WRONG]
             found.setdefault(name, []).append(float(np.isin(first, wrong).mean()))
         print({name: shares[-1] for name, shares in found.items()}, flush=True)
-        note(found)
-    return found
+        note({"steps": chain_steps, "shares": found})
 
 
 # The report
@@ -438,71 +438,67 @@ def name_setting(row: dict[str, Any]) -> str:
 
 def influence_table() -> str:
     """The rank correlation of each method on both networks, and its seconds."""
-    result = load("which_examples.json")
+    results = [load(f"which_examples_{trial}.json") for trial in ("small", "large")]
     names: dict[str, list[str]] = {}
-    for i, size in enumerate(("small", "large")):
-        for row in result[size]["methods"]:
+    head = [""]
+    for i, result in enumerate(results):
+        head += [f"{result['parameters']:,} parameters", "seconds"]
+        for row in result["methods"]:
             cells = names.setdefault(name_row(row), ["", "", "", ""])
             cells[2 * i : 2 * i + 2] = f"{row['score']:.2f}", f"{row['seconds']:.0f}"
-    head = [""]
-    for size in ("small", "large"):
-        head += [f"{result[size]['parameters']:,} parameters", "seconds"]
     rows = ([name, *cells] for name, cells in names.items())
     return markdown(head, rows) + origin(
-        "which_examples.json", result["machine"], "python -m benchmarks.which_examples"
+        "which_examples_small.json", results[0]["machine"], "python -m benchmarks.which_examples"
     )
 
 
 def labels_table() -> str:
     """The share of wrong labels among the hundred that each method doubts most."""
-    result = load("which_examples.json")
-    names = list(result["labels"] | result["labels_large"])
-    show = lambda shares: (
-        f"{np.mean(shares):.3f} ± {np.std(shares, ddof=1) / len(shares) ** 0.5:.3f}"
-        if shares
-        else ""
+    results = [load(f"which_examples_{trial}.json") for trial in ("labels", "labels_large")]
+    shares = [result["shares"] for result in results]
+    show = lambda of: (
+        f"{np.mean(of):.3f} ± {np.std(of, ddof=1) / len(of) ** 0.5:.3f}" if len(of) > 1 else ""
     )
-    rows = (
-        [name, *(show(result[size].get(name)) for size in ("labels", "labels_large"))]
-        for name in names
-    )
+    rows = ([name, *(show(s.get(name, ())) for s in shares)] for name in shares[0] | shares[1])
     head = ["share of wrong labels among the hundred most doubted"]
-    head += [f"{result[size]['parameters']:,} parameters" for size in ("small", "large")]
+    head += [f"{count(sizes):,} parameters" for sizes in (SMALL, LARGE)]
     return markdown(head, rows) + origin(
-        "which_examples.json", result["machine"], "python -m benchmarks.which_examples"
+        "which_examples_labels.json", results[0]["machine"], "python -m benchmarks.which_examples"
     )
+
+
+def count(sizes: tuple[int, ...]) -> int:
+    """The parameters of a network of these sizes."""
+    return sum((i + 1) * o for i, o in itertools.pairwise(sizes))
 
 
 @cli.program("which_examples")
 def main(argv: list[str] | None = None) -> None:
-    """Parse the command line, run the trials, report; each result is written as it comes."""
+    """Parse the command line, run the trials, report; a trial's file is written as it goes."""
     args = parse_args(argv)
     out = cli.make_folder(args.out)
-    config = {name: value for name, value in vars(args).items() if name != "out"}
-    result: dict[str, Any] = {"config": config, "machine": machine.describe()}
-
-    def note(name: str, part: Any) -> None:
-        files.write_json(out / "which_examples.json", result | {name: part})
-
-    params, result["small"] = compare(
-        SMALL, SETTINGS, args.halves, args.seeds, args.training_steps, args.steps, args.chains, 0,
-        partial(note, "small"),
-    )  # fmt: skip
-    plot_examples(params, args.steps, args.chains, out / "which_examples.png")
-    result["labels"] = doubt_labels(
-        SMALL, args.seeds, args.training_steps, max(20, args.steps // 4), args.chains,
-        partial(note, "labels"),
-    )  # fmt: skip
-    _, result["large"] = compare(
-        LARGE, LARGE_SETTINGS, args.large_halves, 2, args.training_steps // 2, args.large_steps,
-        args.chains, 30, partial(note, "large"),
-    )  # fmt: skip
-    result["labels_large"] = doubt_labels(
-        LARGE, 2, args.training_steps // 2, max(20, args.large_steps // 5), args.chains,
-        partial(note, "labels_large"),
-    )  # fmt: skip
-    files.write_json(out / "which_examples.json", result)
-    print(f"Wrote {out / 'which_examples.json'}, {out / 'which_examples.png'}")
+    config = {name: value for name, value in vars(args).items() if name not in ("out", "trials")}
+    head = {"config": config, "machine": machine.describe()}
+    steps, chain_steps = args.training_steps, args.steps
+    half, large_steps = steps // 2, args.large_steps
+    for trial in args.trials or TRIALS:
+        path = out / f"which_examples_{trial}.json"
+        note = lambda found, path=path: files.write_json(path, head | found)
+        if trial == "small":
+            params = compare(
+                SMALL, SETTINGS, args.halves, args.seeds, steps, chain_steps, args.chains, 0, note
+            )
+            plot_examples(params, chain_steps, args.chains, out / "which_examples.png")
+        elif trial == "large":
+            compare(
+                LARGE, LARGE_SETTINGS, args.large_halves, 2, half, large_steps, args.chains, 30,
+                note,
+            )  # fmt: skip
+        elif trial == "labels":
+            doubt_labels(SMALL, args.seeds, steps, max(20, chain_steps // 8), args.chains, note)
+        else:
+            doubt_labels(LARGE, 2, half, max(20, large_steps // 5), args.chains, note)
+        print(f"Wrote {path}", flush=True)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -510,6 +506,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = cli.parser("which_examples", __doc__)
     whole = cli.at_least_one
     two = cli.at_least(2)
+    parser.add_argument(
+        "trials", nargs="*", choices=[[], *TRIALS], help="which of them; by default all"
+    )
     parser.add_argument("--halves", type=two, default=60, help="random halves to retrain on")
     parser.add_argument("--seeds", type=whole, default=4, help="networks trained on each half")
     parser.add_argument("--training-steps", type=two, default=1000, help="steps of training")
@@ -519,7 +518,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--large-halves", type=two, default=20, help="halves for the larger network"
     )
     parser.add_argument(
-        "--large-steps", type=cli.at_least(20), default=2500, help="steps of its chains"
+        "--large-steps", type=cli.at_least(20), default=1500, help="steps of its chains"
     )
     return parser.parse_args(argv)
 

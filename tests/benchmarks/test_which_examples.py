@@ -76,11 +76,11 @@ def test_it_writes_scores_wrong_labels_and_a_picture(tmp_path, monkeypatch):
     arguments = ["--halves", 3, "--seeds", 2, "--training-steps", 20, "--steps", 80]
     arguments += ["--chains", 2, "--large-halves", 3, "--large-steps", 40]
     assert helpers.status(which_examples.main, *arguments, "--out", tmp_path) == 0
-    found = json.loads((tmp_path / "which_examples.json").read_text())
-    for size in ("small", "large"):
-        assert all(-1 <= row["score"] <= 1 for row in found[size]["methods"])
-    for name in ("labels", "labels_large"):
-        assert all(len(shares) == 2 for shares in found[name].values())
+    read = lambda trial: json.loads((tmp_path / f"which_examples_{trial}.json").read_text())
+    for trial in ("small", "large"):
+        assert all(-1 <= row["score"] <= 1 for row in read(trial)["methods"])
+    for trial in ("labels", "labels_large"):
+        assert all(len(shares) == 2 for shares in read(trial)["shares"].values())
     assert (tmp_path / "which_examples.png").read_bytes().startswith(b"\x89PNG")
 
 
