@@ -34,7 +34,7 @@ import diffopt
 
 from .lib import cli, files, machine, plots
 from .lib.plots import plt
-from .lib.tables import Tables, load, markdown, origin
+from .lib.tables import RESULTS, Tables, load, markdown, origin
 
 Data = tuple[jax.Array, jax.Array]  # images [example, 64] and labels
 Params = list[jax.Array]  # [inputs + 1, outputs] of each layer, the bias last
@@ -436,35 +436,45 @@ def name_setting(row: dict[str, Any]) -> str:
     )
 
 
+def load_trials(*trials: str) -> dict[str, Any]:
+    """The results of those of the trials that are there."""
+    files = {trial: f"which_examples_{trial}.json" for trial in trials}
+    return {trial: load(file) for trial, file in files.items() if (RESULTS / file).exists()}
+
+
 def influence_table() -> str:
-    """The rank correlation of each method on both networks, and its seconds."""
-    results = [load(f"which_examples_{trial}.json") for trial in ("small", "large")]
+    """The rank correlation of each method on the networks, and its seconds."""
+    results = load_trials("small", "large")
     names: dict[str, list[str]] = {}
     head = [""]
-    for i, result in enumerate(results):
+    for i, result in enumerate(results.values()):
         head += [f"{result['parameters']:,} parameters", "seconds"]
         for row in result["methods"]:
-            cells = names.setdefault(name_row(row), ["", "", "", ""])
+            cells = names.setdefault(name_row(row), ["", ""] * len(results))
             cells[2 * i : 2 * i + 2] = f"{row['score']:.2f}", f"{row['seconds']:.0f}"
     rows = ([name, *cells] for name, cells in names.items())
-    return markdown(head, rows) + origin(
-        "which_examples_small.json", results[0]["machine"], "python -m benchmarks.which_examples"
-    )
+    return markdown(head, rows) + tell_origin(results)
 
 
 def labels_table() -> str:
     """The share of wrong labels among the hundred that each method doubts most."""
-    results = [load(f"which_examples_{trial}.json") for trial in ("labels", "labels_large")]
-    shares = [result["shares"] for result in results]
+    results = load_trials("labels", "labels_large")
+    sizes = {"labels": SMALL, "labels_large": LARGE}
+    names = {name: None for result in results.values() for name in result["shares"]}
     show = lambda of: (
         f"{np.mean(of):.3f} ± {np.std(of, ddof=1) / len(of) ** 0.5:.3f}" if len(of) > 1 else ""
     )
-    rows = ([name, *(show(s.get(name, ())) for s in shares)] for name in shares[0] | shares[1])
+    rows = ([name, *(show(r["shares"].get(name, ())) for r in results.values())] for name in names)
     head = ["share of wrong labels among the hundred most doubted"]
-    head += [f"{count(sizes):,} parameters" for sizes in (SMALL, LARGE)]
-    return markdown(head, rows) + origin(
-        "which_examples_labels.json", results[0]["machine"], "python -m benchmarks.which_examples"
-    )
+    head += [f"{count(sizes[trial]):,} parameters" for trial in results]
+    return markdown(head, rows) + tell_origin(results)
+
+
+def tell_origin(results: dict[str, Any]) -> str:
+    """Where a table of several trials comes from."""
+    trial, result = next(iter(results.items()))
+    command = f"python -m benchmarks.which_examples {' '.join(results)}"
+    return origin(f"which_examples_{trial}.json", result["machine"], command)
 
 
 def count(sizes: tuple[int, ...]) -> int:
