@@ -25,6 +25,7 @@ from . import (
     scaling,
     step_cost,
     train_cost,
+    which_examples,
     which_sampler,
 )
 from .compare import tables as compare
@@ -50,6 +51,7 @@ PROGRAMS = (
     scaling,
     step_cost,
     train_cost,
+    which_examples,
     which_sampler,
 )
 TABLES: Tables = {name: make for program in PROGRAMS for name, make in program.tables().items()}

@@ -9,11 +9,13 @@
 - For a loop of your own: `split_keys`, `collect`, `draws`; `cyclical_schedule`, `sampling_stage`.
 - Is it right: `configurational_temperature`, `kinetic_temperature`, `gradient_noise_temperature`.
 - Noise that trains: gradients at `perturbed` weights by `ivon`, `weight_noise`; `label_noise`.
-- What only a diffusion tells: `local_learning_coefficient`, `wbic`.
+- What only a diffusion tells: `local_learning_coefficient`, `wbic`, `influence`; of a part of a
+  network by `take_part`.
 """
 
 from ._clash import warn_of_another_diffopt as _warn_of_another_diffopt
 from ._types import Noise
+from .estimate.influence import Influence, influence
 from .estimate.learning_coefficient import Estimate, local_learning_coefficient, wbic
 from .estimate.step_size import StepSizes, find_step_size
 from .perturb.ivon import IvonState, ivon
@@ -30,6 +32,7 @@ from .run.gradients import (
     svrg,
 )
 from .run.loop import RunState
+from .run.part import take_part
 from .run.predict import predictions, predictive
 from .run.results import Average, Samples, Temperatures, to_arviz
 from .run.sample import sample
@@ -67,6 +70,7 @@ __all__ = [
     "GaussianPriorState",
     "GradientEstimator",
     "HierarchicalPriorState",
+    "Influence",
     "IvonState",
     "LowPrecisionState",
     "Noise",
@@ -96,6 +100,7 @@ __all__ = [
     "gaussian_prior",
     "gradient_noise_temperature",
     "hierarchical_prior",
+    "influence",
     "ivon",
     "kinetic_temperature",
     "label_noise",
@@ -116,6 +121,7 @@ __all__ = [
     "sgnht",
     "split_keys",
     "svrg",
+    "take_part",
     "to_arviz",
     "ubu",
     "wbic",

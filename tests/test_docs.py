@@ -17,6 +17,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+import xarray
 from sklearn.datasets import load_digits
 
 import diffopt
@@ -124,8 +125,10 @@ def frozen(names):
     assert jax.tree.structure(closed.draws) == jax.tree.structure(part.draws)
     for a, b in zip(jax.tree.leaves(closed.draws), jax.tree.leaves(part.draws), strict=True):
         assert a.shape == b.shape
-    for samples in (closed, part):
+    for samples in (closed, part, names["some"]):
         assert abs(samples.temperatures.average().kinetic.mean * names["N"] - 1) < 0.05
+    some = names["some"].draws
+    assert some["hidden"].shape == (2, 300, 64) and some["out"] is None
     residual = lambda f: float(jnp.mean((f - names["y"]) ** 2))
     assert residual(names["mean"]) < names["noise"] ** 2
     assert residual(names["predict"](names["adapters"], names["x"])) > 5 * names["noise"] ** 2
@@ -230,6 +233,10 @@ def logging(names):
     names["to_tensorboard"](Writer())(7, draw)
     names["to_wandb"](Writer())(7, draw)
     assert {step for *_, step in said} == {7} and len(said) == 4
+    with xarray.open_dataset("traces.nc", engine="h5netcdf") as traces:
+        both = np.concatenate([names["first"].draws, names["then"].draws], axis=1)
+        np.testing.assert_array_equal(traces["losses"], both)
+        np.testing.assert_array_equal(traces["step"], np.arange(0, 200, 10))
 
 
 def annealing(names):

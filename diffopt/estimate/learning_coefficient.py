@@ -148,7 +148,7 @@ def local_learning_coefficient(
         temperature = _watanabe_temperature(data)
     check_number("temperature", temperature, positive=True)
     check_sampler(sampler)
-    tx = _localize(sampler(step_size, temperature, key=key), temperature, localization)
+    tx = localize(sampler(step_size, temperature, key=key), temperature, localization)
     losses, spacing = _run(
         loss, tx, params, data, num_steps=num_steps, burn_in=burn_in, num_chains=num_chains,
         batch_size=batch_size, key=key,
@@ -311,7 +311,7 @@ def _watanabe_temperature(data: Any) -> float:
     return math.log(n) / n
 
 
-def _localize(
+def localize(
     tx: optax.GradientTransformation, temperature: float, localization: float
 ) -> optax.GradientTransformation:
     """`tx` with the pull to the parameters it starts from."""
@@ -368,7 +368,7 @@ def _run(
     else:
         if (doubt := doubt_mean(loss, params, data, batch_size)) is not None:
             warnings.warn(doubt, stacklevel=3)
-        references = _losses_of_examples(loss, params, data, batch_size)
+        references = _compute_losses(loss, params, data, batch_size)
         relative = lambda params, batch: loss(params, batch[0]) - jnp.mean(batch[1])
         with warnings.catch_warnings():  # of `relative`: that of `loss` is above
             warnings.filterwarnings("ignore", "loss is .* on average for their halves")
@@ -392,14 +392,17 @@ def keep_nothing(params: Params) -> tuple[()]:
     return ()
 
 
-def _losses_of_examples(loss: Loss, params: Params, data: Batch, batch_size: int) -> jax.Array:
+def losses_of_examples(loss: Loss, batch_size: int, params: Params, data: Batch) -> jax.Array:
+    """The loss of each example, `[example]`, as that of a batch of one; so many at once."""
+    of_one = lambda example: loss(params, jax.tree.map(lambda x: x[None], example))
+    return jax.lax.map(of_one, data, batch_size=batch_size)
+
+
+def _compute_losses(loss: Loss, params: Params, data: Batch, batch_size: int) -> jax.Array:
     """The loss of each example, `[example]`; `batch_size` of them are in memory at once."""
 
-    def losses(params: Params, data: Batch) -> jax.Array:
-        of_one = lambda example: loss(params, jax.tree.map(lambda x: x[None], example))
-        return jax.lax.map(of_one, data, batch_size=batch_size)
-
     params, data = jax.tree.map(jnp.asarray, (params, data))
+    losses = partial(losses_of_examples, loss, batch_size)
     return compile_program(losses, params, data)(params, data)
 
 

@@ -48,7 +48,8 @@ def compile_program(
     places = tuple(leaf.sharding if _is_placed(leaf) else None for leaf in leaves)
     default = jax.config.jax_default_device  # type: ignore[attr-defined]
     trees = jax.tree.structure((constants, args)), structure
-    key = hashlib.sha256(text.encode()).digest(), places, default, trees
+    types = tuple(jax.typeof(leaf) for leaf in leaves)  # of unused ones the text says nothing
+    key = hashlib.sha256(text.encode()).digest(), places, default, trees, types
     executable = _programs.pop(key, None)
     if executable is None:
         executable = lowered.compile()

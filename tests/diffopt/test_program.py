@@ -162,3 +162,12 @@ def test_inside_another_program_it_is_the_function():
 
     assert jax.jit(mean)(2.0, jnp.array([1.0, 3.0])) == 4.0
     assert jax.grad(mean)(2.0, jnp.array([1.0, 3.0])) == 2.0
+
+
+def test_an_argument_that_is_not_used_may_have_another_shape():
+    loss = lambda w, batch: jnp.mean((w - batch) ** 2) / 2
+    for number in (20, 30):  # the program before the first step is the same, text for text
+        samples = diffopt.sample(
+            diffopt.sgld(0.1, 0.1), loss, jnp.zeros([]), jnp.ones(number), num_steps=2
+        )
+        assert samples.losses.shape == (1, 2)

@@ -1,0 +1,103 @@
+"""A part of a network: its parameters alone, and how they are put back into the whole."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._types import Params
+from ..inputs.trees import check_arrays
+
+SHOWN = 8  # paths that an error lists
+
+
+def take_part(params: Params, part: Any) -> tuple[Params, Callable[[Params], Params]]:
+    """The parameters of a part of a network, and the function that puts them back into the whole.
+
+    The part is what you give to `sample`, `find_step_size`, `local_learning_coefficient` or
+    `influence`; the loss closes over the rest, which stays as it is in `params`:
+
+        moving, merge = take_part(params, part)
+        sample(tx, lambda moving, batch: loss(merge(moving), batch), moving, data, ...)
+
+    Chains, draws, velocities and gradients are then of the size of the part. Of a leaf that is in
+    the part whole, the array itself is taken; of some entries, such as those of an attention head,
+    a vector of them; a leaf that is left out is `None`, which JAX sees as no leaf at all.
+
+    Args:
+      params: the parameters of the whole network, a tree of arrays.
+      part: which of them: a tree like `params` (or the top of one) of bools, or of boolean arrays
+        of the shape of the leaf for some of its entries; or `part(path)`, a function from the path
+        of a leaf, such as `"layer1.kernel"`, to either.
+
+    Returns:
+      `(moving, merge)`: the part, in the structure of `params`; and `merge(moving)`, which gives
+      parameters like `params` with the part in its place, under `jit`, `grad` and `vmap` too.
+
+    Raises:
+      ValueError: `part` has another structure than `params`, or a mask another shape than its leaf;
+        nothing is taken.
+      TypeError: `part` has something else than bools, or `params` have a leaf that is no array.
+
+    Examples:
+      The second head of two, and a bias.
+
+      >>> import diffopt, jax.numpy as jnp
+      >>> params = {"query": jnp.ones([4, 6]), "bias": jnp.zeros(6), "out": jnp.ones([6, 4])}
+      >>> head = jnp.zeros([4, 6], bool).at[:, 3:].set(True)
+      >>> moving, merge = diffopt.take_part(params, {"query": head, "bias": True, "out": False})
+      >>> moving["query"].shape, moving["bias"].shape, moving["out"]
+      ((12,), (6,), None)
+      >>> merge({"query": jnp.zeros(12), "bias": jnp.ones(6), "out": None})["query"][0].tolist()
+      [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
+    """
+    check_arrays("params", params)
+    with_paths = jax.tree_util.tree_leaves_with_path(params)
+    treedef: Any = jax.tree.structure(params)
+    paths = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in with_paths]
+    leaves = [jnp.asarray(leaf) for _, leaf in with_paths]
+    if callable(part):
+        masks = [part(path) for path in paths]
+    else:
+        spread = lambda mask, below: jax.tree.map(lambda _: mask, below)
+        try:
+            masks = treedef.flatten_up_to(jax.tree.map(spread, part, params))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"part must have the structure of params: {error}") from error
+    chosen = [_read_mask(*each) for each in zip(paths, masks, leaves, strict=True)]
+    if all(isinstance(places, np.ndarray) and not places.size for places in chosen):
+        raise ValueError(f"part takes nothing of params, which has {', '.join(paths[:SHOWN])}")
+
+    def take(leaf: jax.Array, places: Any) -> Any:
+        if places is ...:
+            return leaf
+        return leaf.ravel()[places] if places.size else None
+
+    def put(leaf: jax.Array, places: Any, moved: Any) -> jax.Array:
+        if places is ...:
+            return moved
+        if not places.size:
+            return leaf
+        return leaf.ravel().at[places].set(moved, unique_indices=True).reshape(leaf.shape)
+
+    def merge(moving: Params) -> Params:
+        moved = treedef.flatten_up_to(moving)
+        return treedef.unflatten(map(put, leaves, chosen, moved))
+
+    return treedef.unflatten(map(take, leaves, chosen)), merge
+
+
+def _read_mask(path: str, mask: Any, leaf: jax.Array) -> Any:
+    """`...` for the whole of a leaf, else the places of the entries in it, flat."""
+    array = np.asarray(mask)
+    if array.dtype != bool:
+        raise TypeError(f"part must have bools or boolean arrays, got {mask!r} for {path}")
+    if array.ndim == 0:
+        return ... if array else np.arange(0)
+    if array.shape != leaf.shape:
+        raise ValueError(
+            f"part has a mask of shape {array.shape} for {path}, which is of {leaf.shape}"
+        )
+    return np.flatnonzero(array)
