@@ -170,7 +170,7 @@ def numpyro(names):
 
 def loaders(names):
     """The loop is at T and the heat of independent batches, η C/(2 (1 - m) B); epochs heat less."""
-    heat = names["step_size"] / (2 * 0.1 * names["size"])
+    heat = 0.002 / (2 * 0.1 * names["size"])
     mode = np.linalg.lstsq(names["x"], names["y"])[0]
     for draws, most in ((names["draws"], 0), (names["samples"].draws, heat)):
         assert draws.shape == (names["chains"], 200, 3)
