@@ -20,14 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from scipy.stats import ttest_rel
 from sklearn.datasets import load_digits
 
 import diffopt
 
 from .lib import cli, data, files, machine, scores
 from .lib.models import conv_pool
-from .lib.tables import Tables, load, markdown, origin
 
 N, VALID, BATCH_SIZE = 1000, 300, 50
 STEPS, MEMBERS, WARM, CHAINS = 15_000, 5, 2000, 2
@@ -261,34 +259,6 @@ def main(argv: list[str] | None = None) -> None:
         spent = {"cpu_seconds": before + time.process_time()}
         files.write_json(file, result | about | spent)
     print(f"Wrote {file}")
-
-
-COLUMNS = ("accuracy", "nll", "ece", "auroc_photographs", "auroc_turned")
-
-
-def score_table() -> str:
-    """Means over seeds, and p of the difference of NLL to Adam's and to the ensemble's."""
-    result = load("cnn_posterior.json")
-    rows, nll = [], {m: [s["nll"] for s in each] for m, each in result["rows"].items()}
-    for method, each in result["rows"].items():
-        values = {name: [s[name] for s in each] for name in COLUMNS}
-        cells = [f"{np.mean(values['accuracy']):.2%}", scores.plus_minus(values["nll"], 4)]
-        cells += [f"{np.mean(values[name]):.4f}" for name in COLUMNS[2:]]
-        for rival in ("Adam, early stopping", "ensemble of 5", "momentum, averaged"):
-            if rival == method:
-                cells.append("")
-                continue
-            p = ttest_rel(nll[method], nll[rival]).pvalue
-            cells.append(f"{np.mean(nll[method]) - np.mean(nll[rival]):+.4f} ({p:.0e})")
-        rows.append([method, *cells])
-    head = ["", "accuracy", "NLL", "calibration error", "AUROC photographs", "AUROC turned digits"]
-    head += ["NLL less Adam's (p)", "less the ensemble's (p)", "less momentum's (p)"]
-    return markdown(head, rows) + origin("cnn_posterior.json", result["machine"], result["command"])
-
-
-def tables() -> Tables:
-    """The scores of all methods."""
-    return {"cnn_posterior": score_table}
 
 
 if __name__ == "__main__":

@@ -182,6 +182,14 @@ def loaders(names):
         assert (expected - most) * (1 - error) < variance < expected * (1 + error)
 
 
+def network(names):
+    """Colder posteriors predict clean labels better, and the loss of the chains agrees."""
+    assert names["by_temperature"][0.1] < names["by_temperature"][1.0]
+    assert names["of_loss"].rhat < 1.1 and names["of_loss"].ess > 50
+    assert names["of_probabilities"].rhat.shape == (300, 10)
+    assert 0 <= names["settled"] < 5000
+
+
 def loops(names):
     """What the page says of each, to 4.5 standard errors of 20,000 chains."""
     T, lr, error = names["T"], names["lr"], 4.5 * np.sqrt(2 / names["chains"])
@@ -275,6 +283,7 @@ CHECKS = {
     check.__name__: check
     for check in (
         sampling, temperature, from_optimizers, frameworks, frozen, constraints, numpyro, loaders,
+        network,
         loops, preemption, logging, annealing, diagnostics, chains, transformer,
     )
 }  # fmt: skip
