@@ -95,7 +95,8 @@ def _compare(name: str, batch: Batch, like: Batch) -> tuple[Exception | None, bo
         check_structure(name, batch, like)
     except TypeError as error:
         return error, False
-    error, shorter = None, True
+    wrong: Exception | None = None
+    shorter = True
     leaves = jax.tree_util.tree_leaves_with_path(batch)
     for (path, x), y in zip(leaves, jax.tree.leaves(like), strict=True):
         dtypes = jnp.result_type(x), jnp.result_type(y)
@@ -103,12 +104,12 @@ def _compare(name: str, batch: Batch, like: Batch) -> tuple[Exception | None, bo
             continue
         cut = x.ndim == y.ndim > 0 and x.shape[1:] == y.shape[1:] and len(x) < len(y)
         shorter &= cut and dtypes[0] == dtypes[1]
-        error = error or ValueError(
+        wrong = wrong or ValueError(
             f"{name}{jax.tree_util.keystr(path)} must be {dtypes[1]} of shape {y.shape} as the"
             f" first batch, got {dtypes[0]} of shape {x.shape}. Only the last batch of an epoch may"
             " be shorter: it is dropped"
         )
-    return error, error is not None and shorter
+    return wrong, wrong is not None and shorter
 
 
 def count_rows(batch: Batch, num_chains: int, num_steps: int) -> int:

@@ -36,4 +36,4 @@ def test_the_splits_have_each_digit_once():
     np.testing.assert_array_equal(
         parts["turned"][3, :, :, 0], np.rot90(parts["test"][0][3, :, :, 0])
     )
-    assert 0 <= parts["photographs"].min() and parts["photographs"].max() <= 1
+    assert parts["photographs"].min() >= 0 and parts["photographs"].max() <= 1
