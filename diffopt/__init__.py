@@ -4,8 +4,8 @@
   `replica_exchange` of any; one of your own by `sampler`; in 16 bits by `low_precision`
   (`exact_params` reads it).
 - From a loss to a posterior: `find_step_size`, `sample`, then `predictive`, `predictions`,
-  `to_arviz`; priors by `gaussian_prior` (`fan_in_variance`) and `hierarchical_prior`; less noise
-  in gradients by `control_variate` and `svrg`.
+  `agreement`, `to_arviz`; priors by `gaussian_prior` (`fan_in_variance`) and
+  `hierarchical_prior`; less noise in gradients by `control_variate` and `svrg`.
 - For a loop of your own: `split_keys`, `collect`, `draws`; `cyclical_schedule`, `sampling_stage`.
 - Is it right: `configurational_temperature`, `kinetic_temperature`, `gradient_noise_temperature`.
 - Noise that trains: gradients at `perturbed` weights by `ivon`, `weight_noise`; `label_noise`.
@@ -22,6 +22,7 @@ from .perturb.ivon import IvonState, ivon
 from .perturb.label_noise import label_noise
 from .perturb.perturbed import perturbed
 from .perturb.weight_noise import WeightNoiseState, weight_noise
+from .run.agreement import Agreement, agreement
 from .run.chains import split_keys
 from .run.collect import CollectState, collect, draws
 from .run.gradients import (
@@ -63,6 +64,7 @@ from .temperature import (
 
 __all__ = [
     "AdaptiveDriftState",
+    "Agreement",
     "Average",
     "CollectState",
     "ControlVariateState",
@@ -87,6 +89,7 @@ __all__ = [
     "ThermostatState",
     "UnderdampedState",
     "WeightNoiseState",
+    "agreement",
     "asgld",
     "baoab",
     "collect",

@@ -1,6 +1,6 @@
 """Aliases for signatures. Any tree passes for a tree: the names tell the reader which is meant."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -14,6 +14,9 @@ Updates = Any
 
 Batch = Any
 """A tree of arrays that lead with one axis of examples."""
+
+Stream = Iterable[Any] | Callable[[int], Any]
+"""Batches: a loader, any iterable of batches, or a function of their number that gives one."""
 
 State = Any
 """A tree of arrays: the state of a transformation or of an estimator."""

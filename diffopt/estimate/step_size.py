@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._types import Batch, Key, Loss, Params, Sampler, State
+from .._types import Batch, Key, Loss, Params, Sampler, State, Stream
 from ..inputs.callables import check_concrete, check_loss, check_sampler
 from ..inputs.keys import check_key, derive_key
 from ..inputs.scalars import check_int, check_number
@@ -17,6 +17,7 @@ from ..run.batches import Epoch, count_examples, next_batch, shape_batch, start_
 from ..run.loop import kinetic_or_none, take_step
 from ..run.program import compile_program
 from ..run.progress import end_progress, hear_interrupts, show_progress
+from ..run.streams import is_stream, pool_batches, refuse_batch_size
 from .curvature import Curvatures, GradientNoise, find_curvatures, measure_noise, take_gradients
 from .surrogate import SOFTEST, Law, make_surrogate, measure_law, probe_sampler
 
@@ -101,7 +102,7 @@ def find_step_size(
     sampler: Sampler,
     loss: Loss,
     params: Params,
-    data: Batch = None,
+    data: Batch | Stream = None,
     *,
     temperature: float,
     judge: str | None = None,
@@ -150,7 +151,8 @@ def find_step_size(
         loss has to hold priors and weight decay.
       loss: as in `sample`.
       params: the start of all chains.
-      data: as in `sample`.
+      data: as in `sample`. Of a loader or a function it takes 32 batches, shuffled ones, and
+        makes its own of their examples.
       temperature: T > 0.
       judge: `"stiffest"` or `"mean"`; by default the mean with minibatches, else the stiffest.
       tolerance: the largest relative error of the judge's temperature, by default 0.05 for the
@@ -186,6 +188,9 @@ def find_step_size(
       >>> print(f"{found.curvatures[0]:.0f}, {found.gradients <= 5000}")
       100, True
     """
+    if is_stream(data):
+        refuse_batch_size(batch_size)
+        data, batch_size = pool_batches(data, NOISE_BATCHES)
     check_number("temperature", temperature, positive=True)
     if tolerance is not None:
         check_number("tolerance", tolerance, positive=True)

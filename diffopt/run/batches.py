@@ -48,12 +48,12 @@ def count_examples(data: Batch, batch_size: int | None) -> int | None:
 
 def shape_batch(data: Batch, batch_size: int | None) -> Batch:
     """The shapes and dtypes of one batch of `data`."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(
-            (batch_size or jnp.shape(x)[0], *jnp.shape(x)[1:]), jnp.result_type(x)
-        ),
-        data,
-    )
+
+    def shape(x: jax.Array) -> jax.ShapeDtypeStruct:
+        lead = jnp.shape(x)[:1] if batch_size is None else (batch_size,)
+        return jax.ShapeDtypeStruct((*lead, *jnp.shape(x)[1:]), jnp.result_type(x))
+
+    return jax.tree.map(shape, data)
 
 
 def start_epoch(num_examples: int, key: jax.Array) -> Epoch:
@@ -85,13 +85,19 @@ def next_batch(epoch: Epoch, chains: jax.Array, batch_size: int) -> tuple[Epoch,
     return Epoch(key, order, position + batch_size), order[places]
 
 
-def doubt_mean(loss: Loss, params: Params, data: Batch, batch_size: int) -> str | None:
+def doubt_mean(
+    loss: Loss, params: Params, data: Batch, batch_size: int | None = None
+) -> str | None:
     """What is wrong where the loss of two batches together is not the mean of their losses.
 
-    Such a loss is no mean over examples, and its batches do not stand for all data.
+    Such a loss is no mean over examples, and its batches do not stand for all data. By default the
+    two batches are the halves of `data`.
     """
-    number = len(jax.tree.leaves(data)[0])
-    size = min(batch_size, number // 2)
+    lengths = {jnp.shape(x)[:1] for x in jax.tree.leaves(data)}
+    if len(lengths) > 1 or lengths == {()}:  # leaves that are no examples
+        return None
+    (number,) = lengths.pop()
+    size = min(batch_size or number, number // 2)
     if size < 1:
         return None
     pairs = min(PAIRS, number // (2 * size))

@@ -89,6 +89,7 @@ class Plan(NamedTuple):
       has_chain_axis: whether the parameters lead with the chain axis.
       num_examples: how many examples, or `None` without data.
       batch_size: of a batch, or `None` where each step takes all examples.
+      streams: whether the data are batches, `[step, chain, ...]`, and not examples.
       capacity: draws that the device holds.
       burn_in: steps passed over first.
       every: one draw in so many steps.
@@ -104,6 +105,7 @@ class Plan(NamedTuple):
     has_chain_axis: bool
     num_examples: int | None
     batch_size: int | None
+    streams: bool
     capacity: int
     burn_in: int
     every: int
@@ -113,7 +115,7 @@ class Plan(NamedTuple):
 
 
 # How a Carry lies on the devices that share the chains.
-EACH, ALL = PartitionSpec("chain"), PartitionSpec()
+EACH, ALL, ROWS = PartitionSpec("chain"), PartitionSpec(), PartitionSpec(None, "chain")
 CARRY_AXES: Any = Carry(EACH, RunState(EACH, ALL, EACH, ALL, EACH), EACH, EACH)  # type: ignore[arg-type]
 
 
@@ -178,9 +180,14 @@ def configurational_by_leaf(params: Params, origin: Params, grads: Updates) -> j
 def take_batch(
     plan: Plan, epoch: Epoch | None, chains: jax.Array, data: Batch
 ) -> tuple[Epoch | None, tuple[Batch, ...], int | None]:
-    """The next batch of all chains as an argument list, and the axis of the chains in it."""
+    """The next batch of all chains as an argument list, and the axis of the chains in it.
+
+    Of a stream, `data` are the batches of this step.
+    """
     if data is None:
         return epoch, (), None
+    if plan.streams:
+        return epoch, (data,), 0
     if plan.batch_size is None:
         return epoch, (data,), None
     assert epoch is not None
@@ -259,7 +266,8 @@ def begin(
 
     def one_record() -> Record:
         chains = jnp.arange(plan.num_chains)
-        _, _, losses, grads = step_chains(plan, params, state, data, estimator, chains)
+        batches = jax.tree.map(lambda x: x[0], data) if plan.streams else data
+        _, _, losses, grads = step_chains(plan, params, state, batches, estimator, chains)
         return measure(plan, params, state, losses, grads)
 
     record = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one_record))
@@ -300,10 +308,11 @@ def advance(
             record, finite, kept, plan.capacity, plan.burn_in, plan.every, where
         )
 
-        def step(_: Any, carry_and_meter: Any) -> tuple[Carry, Meter]:
+        def step(i: jax.Array, carry_and_meter: Any) -> tuple[Carry, Meter]:
             (params, state, kept, nonfinite), meter = carry_and_meter
+            batches = jax.tree.map(lambda x: x[i], data) if plan.streams else data
             after, state_after, losses, grads = step_chains(
-                plan, params, state, data, estimator, chains
+                plan, params, state, batches, estimator, chains
             )
 
             def record_all(kept: CollectState, meter: Meter) -> tuple[CollectState, Meter]:
@@ -342,7 +351,7 @@ def advance(
         run = jax.shard_map(
             run,
             mesh=plan.mesh,
-            in_specs=(CARRY_AXES, ALL, ALL, ALL, ALL),
+            in_specs=(CARRY_AXES, ROWS if plan.streams else ALL, ALL, ALL, ALL),
             out_specs=(CARRY_AXES, EACH),
             check_vma=False,
         )

@@ -112,9 +112,15 @@ def average_over_moving(by_leaf: Any, params: Params, origin: Params) -> jax.Arr
 
 
 def gather(
-    carry: Carry, records: Record, base: int, done: int, num_steps: int, num_examples: int | None
+    carry: Carry,
+    records: Record,
+    base: int,
+    done: int,
+    num_steps: int,
+    stopped: str,
+    num_examples: int | None,
 ) -> tuple[Samples, list[str]]:
-    """The `Samples` of a run, and what is to be doubted of them."""
+    """The `Samples` of a run, and what is to be doubted of them; `stopped` says why it ended."""
     params, state, kept, nonfinite = carry
     diverged = _find_diverged(params, kept, base, done)
     configurational = average_over_moving(records.configurational, params, state.origin)
@@ -132,7 +138,7 @@ def gather(
         )
     if done < num_steps and not (diverged >= 0).all():
         doubts.append(
-            f"interrupted after {done} of {num_steps} steps: these are the draws until then"
+            f"{stopped} after {done} of {num_steps} steps: these are the draws until then"
         )
     if (blamed := np.flatnonzero((counts > 0) & (diverged < 0))).size:
         first = base + np.asarray(nonfinite.first)[blamed].min()

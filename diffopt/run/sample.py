@@ -1,6 +1,7 @@
 """From a loss to samples of exp(-L/T) in one call: the loop around any Optax transformation."""
 
 import bisect
+import itertools
 import math
 import operator
 import time
@@ -16,7 +17,7 @@ import optax
 from jax.sharding import NamedSharding
 from jax.tree_util import Partial
 
-from .._types import Batch, Key, Loss, Params, Schedule
+from .._types import Batch, Key, Loss, Params, Schedule, Stream
 from ..inputs.callables import check_concrete, check_estimator, check_loss, check_transformation
 from ..inputs.keys import check_key, derive_key
 from ..inputs.scalars import check_int, check_stage
@@ -34,6 +35,7 @@ from .gradients import GradientEstimator
 from .loop import (
     ALL,
     EACH,
+    ROWS,
     Carry,
     Meter,
     Plan,
@@ -46,6 +48,7 @@ from .loop import (
 from .program import compile_program
 from .progress import end_progress, hear_interrupts, show_progress
 from .results import Samples, average_over_moving, check_room, gather
+from .streams import count_rows, is_stream, read_batches, refuse_batch_size, stack_batches
 
 CHUNK_SECONDS = 0.25
 CHUNK_BYTES = 2**26
@@ -61,7 +64,7 @@ def sample(
     tx: optax.GradientTransformation,
     loss: Loss,
     params: Params,
-    data: Batch = None,
+    data: Batch | Stream = None,
     *,
     num_steps: int,
     num_chains: int | None = 1,
@@ -91,6 +94,16 @@ def sample(
     examples. Each epoch has every example at most once, in a fresh order (those that are left over
     where `batch_size` does not divide their number wait for another).
 
+    **Data from a loader.** In place of arrays `data` may give batches: an iterable, such as the
+    loaders of PyTorch and Grain, or a function `data(i)` that gives the batch of number i. They
+    are stacked on the host, up to 64 steps of them, while the device is at the steps before. Each
+    chain takes batches of its own, so `num_chains` of them are a step, and the function is asked
+    for number `step * num_chains + chain`. Chains that shared their batches would share the noise
+    of them, and look more alike than they are. An iterable is begun anew at its end, and a last
+    batch that is shorter than the others is dropped, so let the loader shuffle; an iterator, which
+    has one pass, ends the run with a warning that says how many steps were done. N is nowhere
+    counted: you give it as the temperature 1/N.
+
     Functions are traced at every call, so a call answers for what they see now. A program is
     compiled anew only where it differs: arrays that `loss` or `tx` close over are arguments of it,
     and a new closure over other arrays of the same shapes costs a trace (a loss that you wrapped in
@@ -109,10 +122,11 @@ def sample(
         `data` is `None`.
       params: one start for all chains; with `num_chains=None`, or with `state`, a tree that leads
         with the chain axis.
-      data: a tree of arrays with one leading axis of examples.
+      data: a tree of arrays with one leading axis of examples; or an iterable of batches, trees of
+        arrays of one shape, or a function that gives one.
       num_steps: steps of each chain, ≥ 1.
       num_chains: how many chains, or `None` where `params` has them.
-      batch_size: examples in a batch; by default all.
+      batch_size: examples in a batch; by default all. A loader has its own.
       estimator: a `GradientEstimator`, such as `control_variate` or `svrg` give, that takes less
         noisy gradients from the batches; by default they are those of `loss`, which with an
         estimator gives the values alone. (That forward pass is often no extra cost, because it is
@@ -137,7 +151,9 @@ def sample(
         and again with `state`, which continues bit for bit.
       state: that of the `Samples` to go on from, with their `params`. Nothing is split, and
         `num_chains` and `key` count no more. Bit for bit the chain of one call, on as many
-        devices. Another temperature, step size, loss or size of batches may follow, by another
+        devices; with batches from a function too. An iterator goes on from where it
+        stands, behind the last batch of the run before; any other iterable begins an epoch.
+        Another temperature, step size, loss or size of batches may follow, by another
         `tx`; under `optax.inject_hyperparams` they are in the state, and a `tx` that has others
         is told in a warning.
 
@@ -150,13 +166,15 @@ def sample(
     Warns:
       UserWarning: a chain was not finite, or none was, which ends the run; a loss was not finite at
         finite parameters; two chains are equal to the bit, or a chain stood still; the loss of a
-        batch is not a mean over its examples; the chains are more than ten times as hot as the
-        posterior of a mean loss; `tx` has other injected hyperparameters than `state`.
+        batch is not a mean over its examples; an iterator of batches ended; the chains are more
+        than ten times as hot as the posterior of a mean loss; `tx` has other injected
+        hyperparameters than `state`.
 
     Raises:
       ValueError: a number is out of its range, `burn_in` or `where` leaves no draw, the leading
         axes of `data` differ or are shorter than `batch_size`, `params` have not the chains they
-        should have, or there is an `estimator` without `data`.
+        should have, there is an `estimator` without `data` or with a loader, or a batch of a loader
+        has another shape than the first.
       TypeError: a parameter is not floating-point, or is a running statistic of Flax, the loss is
         not a real scalar, `state` is of another `tx` or `estimator` or other `params`, an argument
         is of the wrong type, or the call is inside `jit` or `vmap`.
@@ -189,7 +207,8 @@ def sample(
     num_chains, has_chain_axis = count_chains(params, num_chains if state is None else None)
     if asked not in (None, 1, num_chains):
         raise ValueError(f"num_chains is {asked}, but params have {num_chains} chains")
-    num_examples = count_examples(data, batch_size)
+    stream = data if is_stream(data) else None
+    num_examples = None if stream is not None else count_examples(data, batch_size)
     num_steps, burn_in, every = (operator.index(n) for n in (num_steps, burn_in, every))
     batch_size = None if batch_size is None else operator.index(batch_size)
     one_chain = jax.tree.map(
@@ -197,6 +216,15 @@ def sample(
     )
     if batch_size == num_examples:
         batch_size = None
+    base = 0 if state is None else int(state.step)
+    rows = num_steps
+    if stream is not None:
+        batches = read_batches(stream, base * num_chains)
+        data = next(batches, None)
+        if data is None:
+            raise ValueError("data gave no batch")
+        batches = itertools.chain([data], batches)
+        rows = count_rows(data, num_chains, num_steps)
     batch = () if data is None else (shape_batch(data, batch_size),)
     check_loss(loss, one_chain, *batch)
     if estimator is not None:
@@ -205,7 +233,6 @@ def sample(
     if state is not None:
         _check_state(state, tx, estimator, params, num_chains, num_examples, batch_size)
 
-    base = 0 if state is None else int(state.step)
     draw_steps = plan_draws(num_steps, burn_in, every, where, base)
     draw = jax.eval_shape(lambda p: transform(exact_or_same(p, tx.init(p))), one_chain)
     check_room(len(draw_steps), draw, num_chains, on_host=on_draw is not None)
@@ -217,6 +244,7 @@ def sample(
         has_chain_axis=has_chain_axis,
         num_examples=num_examples,
         batch_size=batch_size,
+        streams=stream is not None,
         capacity=_count_held(len(draw_steps), draw, num_chains, on_draw is not None),
         burn_in=burn_in,
         every=every,
@@ -231,7 +259,7 @@ def sample(
     if state is None:
         first_chain = jax.tree.map(lambda p: p[0], params) if has_chain_axis else params
         chain_keys = derive_chain_keys(tx, first_chain, num_chains, own_key)
-        if batch_size is not None:
+        if stream is not None or batch_size is not None:
             early_doubt = doubt_mean(loss, first_chain, data, batch_size)
     if plan.mesh is not None:
         everywhere, shared = NamedSharding(plan.mesh, ALL), NamedSharding(plan.mesh, EACH)
@@ -240,9 +268,15 @@ def sample(
         chain_keys, state = jax.device_put(chain_keys, shared), place_state(state, plan.mesh)
     if early_doubt is not None:
         warnings.warn(early_doubt, stacklevel=2)
-    start = params, state, chain_keys, examples_key, data, estimator
+    feed = lambda number: (data, number)
+    if stream is not None:
+        place = None if plan.mesh is None else NamedSharding(plan.mesh, ROWS)
+        feed = lambda number: stack_batches(batches, min(number, rows), rows, num_chains, place)
+    start = params, state, chain_keys, examples_key
     with own_mesh(params):
-        samples, doubts, error = _run(plan, draw_steps, start, num_steps, base, progress, on_draw)
+        samples, doubts, error = _run(
+            plan, draw_steps, start, feed, estimator, num_steps, base, progress, on_draw
+        )
     if error is not None:
         error.samples = samples  # type: ignore[attr-defined]
         error.add_note("The draws until then are in the attribute `samples` of this error.")
@@ -260,37 +294,55 @@ def _run(
     plan: Plan,
     draw_steps: Sequence[int],
     start: tuple[Any, ...],
+    feed: Callable[[int], tuple[Batch, int]],
+    estimator: GradientEstimator | None,
     num_steps: int,
     base: int,
     progress: bool,
     on_draw: Callable[[int, Any], Any] | None,
 ) -> tuple[Samples, list[str], Exception | None]:
-    """Chunk after chunk until all is done: what came out, what to doubt, what `on_draw` raised."""
-    *_, data, estimator = start
-    burn_in = plan.burn_in
-    carry: Carry = compile_program(partial(begin, plan), *start)(*start)
+    """Chunk after chunk until all is done: what came out, what to doubt, what a function raised.
 
-    done, length = 0, 1
+    `feed(number)` gives the data of so many steps, or of fewer where there are no more. While the
+    device is at a chunk, the data of the next are read.
+    """
+    halfway = plan.burn_in // 2
+
+    def bound(length: int, done: int) -> int:
+        """The length of the chunk from `done` on, if that may be `length`."""
+        length = min(length, (halfway if done < halfway else num_steps) - done)
+        first = bisect.bisect_left(draw_steps, done)
+        if on_draw is not None and first + plan.capacity < len(draw_steps):
+            length = min(length, draw_steps[first + plan.capacity] - done)
+        return length
+
+    data, length = feed(1)
+    if not length:
+        raise ValueError(f"data gave fewer batches than the {plan.num_chains} chains of one step")
+    operands = *start, data, estimator
+    carry: Carry = compile_program(partial(begin, plan), *operands)(*operands)
     numbers = lambda length: (jnp.asarray(base, jnp.int32), jnp.asarray(length, jnp.int32))
     step = compile_program(partial(advance, plan), carry, data, estimator, *numbers(1), donate=(0,))
+    done, pace = 0, 1
     pieces: list[Any] = []
     error: Exception | None = None
     show = show_progress(num_steps) if progress else None
     with hear_interrupts() as interrupted:
-        while done < num_steps and not interrupted and error is None:
-            length = min(length, num_steps - done)
-            if done < burn_in // 2:
-                length = min(length, burn_in // 2 - done)
-            elif 0 < done == burn_in // 2:  # near by now: from afar a temperature is all noise
+        while length and error is None and (plan.streams or not interrupted):
+            if 0 < done == halfway:  # near by now: from afar a temperature is all noise
                 origin = jax.tree.map(jnp.copy, carry.params)
                 carry = carry._replace(state=carry.state._replace(origin=origin))
             first = bisect.bisect_left(draw_steps, done)
-            if on_draw is not None and first + plan.capacity < len(draw_steps):
-                length = min(length, draw_steps[first + plan.capacity] - done)
             clock = time.perf_counter()
             carry, meter = step(carry, data, estimator, *numbers(length))
+            done, before = done + length, length
+            length = 0
+            if not interrupted and done < num_steps:
+                try:
+                    data, length = feed(bound(pace, done))
+                except Exception as raised:
+                    error = raised
             jax.block_until_ready(meter)
-            done += length
             if on_draw is not None:
                 number = bisect.bisect_left(draw_steps, done) - first
                 pieces.append(_take_first(jax.tree.map(np.asarray, carry.kept.samples), number))
@@ -304,7 +356,7 @@ def _run(
             if (np.asarray(carry.kept.diverged) >= 0).all():
                 break
             seconds = time.perf_counter() - clock
-            length = max(1, min(int(length * CHUNK_SECONDS / seconds), GROWTH * length))
+            pace = max(1, min(int(before * CHUNK_SECONDS / seconds), GROWTH * before))
     if show is not None:
         end_progress()
 
@@ -312,7 +364,8 @@ def _run(
         records = jax.tree.map(lambda *s: np.concatenate(s, axis=1), *pieces)
     else:
         records = _take_first(carry.kept.samples, bisect.bisect_left(draw_steps, done))
-    samples, doubts = gather(carry, records, base, done, num_steps, plan.num_examples)
+    stopped = "" if done == num_steps else "interrupted" if interrupted else "data ended"
+    samples, doubts = gather(carry, records, base, done, num_steps, stopped, plan.num_examples)
     return samples, doubts, error
 
 
@@ -345,11 +398,18 @@ def _check_arguments(
         check_stage("where", where)
     if estimator is not None and data is None:
         raise ValueError("estimator needs data, got data=None")
+    if is_stream(data):
+        refuse_batch_size(batch_size)
+        if estimator is not None:
+            raise ValueError(
+                "estimator needs data as a tree of arrays, for its gradients of all examples, got"
+                f" {type(data).__name__}"
+            )
     if state is not None and not isinstance(state, RunState):
         raise TypeError(
             f"state must be that of the Samples to go on from, got {type(state).__name__}"
         )
-    check_concrete("sample", params=params, data=data, key=key)
+    check_concrete("sample", params=params, data=None if is_stream(data) else data, key=key)
     check_key(key)
     check_inexact(params)
     refuse_statistics(params)
