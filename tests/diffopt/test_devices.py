@@ -14,7 +14,10 @@ from jax.sharding import PartitionSpec as P
 import diffopt
 from tests.helpers import ROOT, SAMPLERS, on_devices, report
 
-CASES = [*((name, "gaussian") for name in SAMPLERS), ("sgld", "gaussian16"), ("sgld", "rademacher")]
+CASES = [
+    *((name, "gaussian" if row.takes_noise else "its own") for name, row in SAMPLERS.items()),
+    *(("sgld", "gaussian16"), ("sgld", "rademacher")),
+]
 STEPS = 3
 PAGE = (ROOT / "docs" / "devices.md").read_text()
 
