@@ -24,6 +24,7 @@ from . import (
     scaling,
     step_cost,
     train_cost,
+    training_noise,
     which_sampler,
 )
 from .compare import tables as compare
@@ -48,6 +49,7 @@ PROGRAMS = (
     scaling,
     step_cost,
     train_cost,
+    training_noise,
     which_sampler,
 )
 TABLES: Tables = {name: make for program in PROGRAMS for name, make in program.tables().items()}
