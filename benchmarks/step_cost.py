@@ -1,11 +1,12 @@
 """What one update of the parameters costs: SGD, its noisy peers and diffopt, in one run.
 
-    python -m benchmarks.step_cost [--trees NAME...] [--json FILE]
+    python -m benchmarks.step_cost [--methods] [--trees NAME...] [--json FILE]
 
 The gradient is an input, so that nothing but the update is timed; buffers are donated; the
 updates take turns, and each begins its turn with a step that is not timed. A CPU with vectors of
 512 bits has rows of programs compiled for them, beside those compiled as XLA does unasked. A tree
-of a billion parameters is for a GPU: `--trees billion`.
+of a billion parameters is for a GPU: `--trees billion`. `--methods`: the methods that are no plain
+SGLD in place of the peers; where the gradient is taken at another point, that point too.
 """
 
 import statistics
@@ -64,6 +65,50 @@ def contestants(shapes: Any) -> dict[str, Start]:
         "diffopt.sgld rademacher": optax_row(lambda: diffopt.sgld(lr, T, noise="rademacher")),
         "chain(langevin, sgd)": optax_row(chain),
     } | (wide if machine.has_wide_vectors() else {})
+
+
+def methods(shapes: Any) -> dict[str, Start]:
+    """The methods of diffopt whose updates are more than those of SGLD, likewise."""
+    lr, T = LEARNING_RATE, TEMPERATURE
+    grads = fill_tree(shapes, 1e-2)
+    sgd, sgld = optax.sgd(lr), diffopt.sgld(lr, T)
+    plain = {
+        "optax.sgd": sgd,
+        "optax.adam": optax.adam(lr),
+        "sgld": sgld,
+        "lattice_walk": diffopt.lattice_walk(lr, T),
+        "asgld": diffopt.asgld(lr, T),
+        "chain(hierarchical_prior, sgld)": optax.chain(diffopt.hierarchical_prior(T), sgld),
+    }
+    perturbing = {
+        "chain(weight_noise, sgd)": optax.chain(diffopt.weight_noise(0.01), sgd),
+        "chain(weight_noise relative, sgd)": optax.chain(
+            diffopt.weight_noise(0.01, relative=True), sgd
+        ),
+        "ivon": diffopt.ivon(lr, 1e5),
+    }
+
+    def start(run: Callable, tx: optax.GradientTransformation) -> timing.Run:
+        return run(tx, fill_tree(shapes, 0.1), grads)
+
+    return {
+        name: partial(start, run, tx)
+        for run, rows in ((timing.optax_run, plain), (perturbed_run, perturbing))
+        for name, tx in rows.items()
+    }
+
+
+def perturbed_run(tx: optax.GradientTransformation, params: Any, grads: Any) -> timing.Run:
+    """One update and the point at which its gradient would be taken."""
+
+    def update(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+        opt_state, _ = state
+        point = diffopt.perturbed(params, opt_state)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), (opt_state, point)
+
+    init = lambda params: (tx.init(params), jax.tree.map(jnp.zeros_like, params))
+    return timing.update_run(update, init, params, grads)
 
 
 def blackjax_run(params: Any, grads: Any) -> timing.Run:
@@ -133,7 +178,9 @@ def copy_run(size: int) -> timing.Run:
     return timing.update_run(add, lambda x: (), fill_tree((3 * size // 2,), 0.0), ())
 
 
-def measure(name: str, repeats: int, progress: Progress) -> tuple[list[dict], list[str]]:
+def measure(
+    name: str, contestants: Callable, repeats: int, progress: Progress
+) -> tuple[list[dict], list[str]]:
     """Rows for the tree called `name`, and what could not be measured and why."""
     shapes = models.TREES[name]()
     size = models.size(shapes)
@@ -187,7 +234,8 @@ def render(rows: list[dict]) -> Table:
     """The rows of one tree as a table."""
     tree = rows[0]
     title = f"{tree['tree']}: {tree['parameters']:,} parameters in {tree['leaves']} leaves"
-    table = Table(title=title, caption=f"peer: {tree['fastest_peer']}")
+    peer = tree["fastest_peer"]
+    table = Table(title=title, caption=f"peer: {peer}" if peer else None)
     table.add_column("update", no_wrap=True)
     for column in ("ns/param", "× sgd", "× peer", "of copy", "first call"):
         table.add_column(column, justify="right")
@@ -215,6 +263,7 @@ def tables() -> Tables:
         "step_cost_matrices_py313": partial(tree_table, "step_cost_py313.json", "matrices"),
         "step_cost_transformer": partial(tree_table, "step_cost.json", "transformer"),
         "step_cost_transformer_py313": partial(tree_table, "step_cost_py313.json", "transformer"),
+        "step_cost_methods": methods_table,
     }
 
 
@@ -240,11 +289,27 @@ def tree_table(file: str, tree: str) -> str:
     return body + origin(file, result["machine"], command) + f" {tree}: {size}."
 
 
+def methods_table() -> str:
+    """One update by each method, on two trees."""
+    file = "step_cost_methods.json"
+    result = load(file)
+    trees = result["config"]["trees"]
+    cost = {(r["tree"], r["optimizer"]): r["ns_per_parameter"] for r in result["rows"]}
+    each = list(dict.fromkeys(row["optimizer"] for row in result["rows"]))
+    head = ["update", *(f"{tree}, {unit}" for tree in trees for unit in ("ns", "× `optax.adam`"))]
+    ratios = lambda tree, row: (cost[tree, row], cost[tree, row] / cost[tree, "optax.adam"])
+    cells = ([f"{x:.2f}" for tree in trees for x in ratios(tree, row)] for row in each)
+    body = markdown(head, ([f"`{row}`", *line] for row, line in zip(each, cells, strict=True)))
+    options = f"--methods --trees {' '.join(trees)} --repeats {result['config']['repeats']}"
+    return body + origin(file, result["machine"], f"python -m benchmarks.step_cost {options}")
+
+
 @cli.program("step_cost")
 def main(argv: list[str] | None = None) -> None:
     """Run the benchmark."""
     parser = cli.parser("step_cost", __doc__, out=False)
     default = ["lenet", "matrices", "resnet18", "transformer"]
+    parser.add_argument("--methods", action="store_true", help="the methods, not the peers")
     parser.add_argument("--trees", nargs="+", choices=list(models.TREES), default=default)
     parser.add_argument(
         "--repeats", type=cli.at_least(2), default=15, help="steps of each, in turn"
@@ -260,7 +325,8 @@ def main(argv: list[str] | None = None) -> None:
     config |= {"learning_rate": LEARNING_RATE, "temperature": TEMPERATURE, "donated": True}
     with Progress(console=Console(stderr=True), transient=True) as progress:
         for name in args.trees:
-            table, missed = measure(name, args.repeats, progress)
+            rivals = methods if args.methods else contestants
+            table, missed = measure(name, rivals, args.repeats, progress)
             rows.append(table)
             missing += [line for line in missed if line not in missing]
             if args.json:  # whatever comes after

@@ -25,6 +25,7 @@ from . import (
     scaling,
     step_cost,
     train_cost,
+    training_noise,
     which_examples,
     which_sampler,
 )
@@ -51,6 +52,7 @@ PROGRAMS = (
     scaling,
     step_cost,
     train_cost,
+    training_noise,
     which_examples,
     which_sampler,
 )

@@ -1,9 +1,11 @@
 """Noise that trains beside momentum and AdamW: wrong labels; many classes with few examples.
 
-    python -m benchmarks.training_noise [--out DIR]
+    python -m benchmarks.training_noise [--tasks NAME...] [--out DIR]
 
-Networks 128 wide on scikit-learn's digits. `wrong labels`: 1,000 digits, 40 % with a wrong label.
-`pairs`: 2,000 of two digits, 100 classes; nine settings a method, tuned by a validation split.
+Networks 128 wide on scikit-learn's digits. `labels`: 1,000 digits, 40 % with a wrong label.
+`pairs`: 2,000 of two digits, 100 classes; of eight settings a method the one with the best NLL
+on a validation split. `averaged`: predictions averaged over the second half of training. `draws`:
+over draws of IVON's Gaussian, after training.
 """
 
 import itertools
@@ -21,24 +23,33 @@ from sklearn.datasets import load_digits
 import diffopt
 
 from .lib import cli, files, machine, scores
+from .lib.tables import Tables, load, markdown, origin
 
-BATCH_SIZE, HIDDEN, DRAWS, WRONG = 50, 128, 32, 0.4
-DECAYS, PAIR_DECAYS = (0.0, 1e-3, 3e-3, 1e-2, 3e-2), (1e-4, 5e-4, 2e-3)
+BATCH_SIZE, HIDDEN, DRAWS, WRONG = 50, 128, 20, 0.4
+SCORES = {"error": 1, "nll": 3}  # and their digits
+DECAYS, PAIR_DECAYS = (0.0, 1e-3, 3e-3, 1e-2, 3e-2), (1e-4, 5e-4, 2e-3, 4e-3)
 METHODS: dict[str, dict[str, Any]] = {  # tuples are grids
-    "wrong labels": {
+    "labels": {
         "momentum": {"lr": (0.01,), "decay": DECAYS},
-        "label noise 0.5": {"lr": (0.01,), "decay": DECAYS, "label_std": (0.5,)},
-        "label noise 1": {"lr": (0.01,), "decay": DECAYS, "label_std": (1.0,)},
-        "weight noise 0.01": {"lr": (0.01,), "decay": DECAYS, "weight_std": (0.01,)},
-        "weight noise 0.03": {"lr": (0.01,), "decay": DECAYS, "weight_std": (0.03,)},
-        "ivon": {"lr": (0.1,), "decay": DECAYS, "hess_init": (0.1,)},
+        "label noise": {"lr": (0.01,), "decay": DECAYS, "label_std": (1.0,)},
+        "weight noise": {"lr": (0.01,), "decay": DECAYS, "weight_std": (0.03,)},
+        "ivon": {"lr": (0.1,), "decay": DECAYS, "hess_init": (0.1,), "hess_decay": (0.9995,)},
     },
     "pairs": {
-        "momentum": {"lr": (0.03, 0.1, 0.3), "decay": PAIR_DECAYS},
-        "adamw": {"lr": (1e-3, 3e-3, 1e-2), "adam_decay": (0.1, 0.5, 2.0)},
-        "label noise": {"lr": (0.1,), "decay": PAIR_DECAYS, "label_std": (0.03, 0.1, 0.3)},
-        "weight noise": {"lr": (0.1,), "decay": PAIR_DECAYS, "weight_std": (0.005, 0.01, 0.03)},
-        "ivon": {"lr": (0.3,), "decay": PAIR_DECAYS, "hess_init": (0.03, 0.1, 0.3)},
+        "momentum": {"lr": (0.1, 0.2), "decay": PAIR_DECAYS},
+        "adamw": {"lr": (3e-3, 1e-2), "adam_decay": (0.1, 0.25, 0.5, 2.0)},
+        "label noise": {"lr": (0.1,), "decay": PAIR_DECAYS, "label_std": (0.03, 0.1)},
+        "weight noise": {
+            "lr": (0.1,),
+            "decay": (5e-4, 2e-3),
+            "weight_std": (0.015, 0.02, 0.03, 0.04),
+        },
+        "ivon": {
+            "lr": (0.3, 1.0),
+            "decay": (1e-3, 2e-3),
+            "hess_init": (1.0,),
+            "hess_decay": (0.998, 0.999),
+        },
     },
 }
 
@@ -59,13 +70,18 @@ def split(task: str, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return data
 
 
+def means(each: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The means over the leading axis."""
+    return {name: probs.mean(0) for name, probs in each.items()}
+
+
 def optimizer(hp: dict[str, Any], num_examples: int, steps: int) -> Any:
     """The optimizer that a setting names, its learning rate on a cosine."""
     lr = lambda count: hp["lr"] * (1 + jnp.cos(jnp.pi * count / steps)) / 2
     if "adam_decay" in hp:
         return optax.adamw(lr, weight_decay=hp["adam_decay"])
     if "hess_init" in hp:
-        curvature: Any = {"hess_init": hp["hess_init"], "hess_decay": 0.9995}
+        curvature: Any = {"hess_init": hp["hess_init"], "hess_decay": hp["hess_decay"]}
         return diffopt.ivon(lr, num_examples, weight_decay=hp["decay"], **curvature)
     noise = [diffopt.weight_noise(hp["weight_std"], relative=True)] if "weight_std" in hp else []
     return optax.chain(*noise, optax.add_decayed_weights(hp["decay"]), optax.sgd(lr, 0.9))
@@ -97,15 +113,22 @@ def train(hp: dict[str, Any], key: jax.Array, data: Any, steps: int) -> dict[str
         updates, state = tx.update(jax.grad(loss)(point, index, key), state, params)
         return (optax.apply_updates(params, updates), state), None
 
-    carry = start, tx.init(start)
-    (params, state), _ = jax.lax.scan(step, carry, jax.random.split(key_loop, steps))
-    predict = lambda p: {s: jax.nn.softmax(mlp(p, data[s][0])) for s in ("valid", "test")}
-    found = predict(params)
-    if "hess_init" not in hp:
-        return found
-    draw = lambda key: predict(diffopt.perturbed(params, state, key))
-    each = jax.lax.map(draw, jax.random.split(key_draws, DRAWS))
-    return found | {f"{name} draws": probs.mean(0) for name, probs in each.items()}
+    def predict(params: Any) -> dict[str, jax.Array]:
+        return {s: jax.nn.softmax(mlp(params, data[s][0])) for s in ("valid", "test")}
+
+    def stretch(carry: Any, keys: jax.Array) -> Any:
+        carry, _ = jax.lax.scan(step, carry, keys)
+        return carry, predict(carry[0])
+
+    length = steps // (2 * DRAWS)  # of a stretch of the second half
+    early, late = jnp.split(jax.random.split(key_loop, steps), [steps - DRAWS * length])
+    carry, _ = jax.lax.scan(step, (start, tx.init(start)), early)
+    (params, state), averaged = jax.lax.scan(stretch, carry, late.reshape(DRAWS, length))
+    parts = {"": predict(params), " averaged": means(averaged)}
+    if "hess_init" in hp:
+        draw = lambda key: predict(diffopt.perturbed(params, state, key))
+        parts[" draws"] = means(jax.lax.map(draw, jax.random.split(key_draws, DRAWS)))
+    return {name + part: probs for part, found in parts.items() for name, probs in found.items()}
 
 
 def score(task: str, hp: dict[str, float], seeds: range, steps: int) -> dict[str, dict]:
@@ -120,30 +143,88 @@ def score(task: str, hp: dict[str, float], seeds: range, steps: int) -> dict[str
     return found
 
 
+def tables() -> Tables:
+    """Noise that trains, on each of the two tasks."""
+    return {"noise_on_wrong_labels": labels_table, "noise_on_pairs": pairs_table}
+
+
+def labels_table() -> str:
+    """Errors and NLLs under wrong labels, over the decays."""
+    file = "training_noise_labels.json"
+    result = load(file)
+    rows: dict[str, list[dict]] = {}
+    for row in result["rows"]:
+        if "averaged" not in row["method"]:
+            rows.setdefault(row["method"], []).append(row)
+    mean = lambda row, score: float(np.mean(row[score]))
+    both = lambda row: f"{mean(row, 'error'):.1f}, {mean(row, 'nll'):.3f}"
+    cells = (
+        [name, both(each[0]), *(both(min(each, key=partial(mean, score=x))) for x in SCORES)]
+        for name, each in rows.items()
+    )
+    head = ["method", "without decay", "at its best error", "at its best NLL"]
+    return markdown(head, cells) + origin(file, result["machine"], result["command"])
+
+
+def pairs_table() -> str:
+    """Errors and NLLs on the pairs, at the setting that the validation chose."""
+    file = "training_noise_pairs.json"
+    result = load(file)
+    cells = (
+        [
+            row["method"],
+            *(scores.plus_minus(row[score], digits) for score, digits in SCORES.items()),
+            ", ".join(f"{name} {value:g}" for name, value in row["setting"].items()),
+        ]
+        for row in result["rows"]
+    )
+    return markdown(["method", "error, %", "NLL", "setting"], cells) + origin(
+        file, result["machine"], result["command"]
+    )
+
+
+def tune(task: str, settings: list[dict], steps: int) -> list[tuple[dict, str]]:
+    """For each part of the test scores the setting with the best NLL of its validation."""
+    tried = [score(task, hp, range(100, 102), steps) for hp in settings]
+    parts = [part.removeprefix("valid") for part in tried[0] if part.startswith("valid")]
+    nlls = [[np.mean(t["valid" + part]["nll"]) for t in tried] for part in parts]
+    return [(settings[np.nanargmin(x)], "test" + part) for x, part in zip(nlls, parts, strict=True)]
+
+
+def measure(task: str, method: str, grid: dict, seeds: range, steps: int) -> list[dict]:
+    """A row for each setting, or of the pairs for that which the validation chose."""
+    settings = [dict(zip(grid, x, strict=True)) for x in itertools.product(*grid.values())]
+    every = [(hp, None) for hp in settings]
+    rows = []
+    for hp, part in tune(task, settings, steps) if task == "pairs" else every:
+        found = score(task, hp, seeds, steps)
+        for name in [name for name in found if "test" in name and part in (None, name)]:
+            rows.append({"method": method + name.removeprefix("test"), "setting": hp} | found[name])
+            means = (scores.plus_minus(x, 3) for x in found[name].values())
+            print(task, rows[-1]["method"], hp, *means, flush=True)
+    return rows
+
+
 @cli.program("training_noise")
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, measure, show."""
-    parser, rows = cli.parser("training_noise", __doc__), []
+    parser = cli.parser("training_noise", __doc__)
+    parser.add_argument("--tasks", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--steps", type=cli.at_least_one, default=2000, help="default %(default)s")
     parser.add_argument("--seeds", type=cli.at_least_one, default=6, help="default %(default)s")
     args = parser.parse_args(argv)
+    cli.require_unique("--tasks", args.tasks)
     out = cli.make_folder(args.out)
-    for task, method, grid in [(t, *case) for t in METHODS for case in METHODS[t].items()]:
-        settings = [dict(zip(grid, x, strict=True)) for x in itertools.product(*grid.values())]
-        if task == "pairs":
-            tried = [score(task, hp, range(100, 102), args.steps) for hp in settings]
-            nlls = [np.mean(t.get("valid draws", t["valid"])["nll"]) for t in tried]
-            settings = [settings[int(np.argmin(nlls))]]
-        for hp in settings:
-            found = score(task, hp, range(args.seeds), args.steps)
-            for part in [part for part in found if "test" in part]:
-                named = {"task": task, "method": method + part.removeprefix("test"), "setting": hp}
-                rows.append(named | found[part])
-                print(*named.values(), *(scores.plus_minus(x, 3) for x in found[part].values()))
-    command = f"python -m benchmarks.training_noise --steps {args.steps} --seeds {args.seeds}"
-    about = {"command": command, "machine": machine.describe(), "cpu_seconds": time.process_time()}
-    files.write_json(out / "training_noise.json", about | {"rows": rows})
-    print(f"Wrote {out / 'training_noise.json'}")
+    for task in args.tasks:
+        command = f"python -m benchmarks.training_noise --tasks {task}"
+        command += f" --steps {args.steps} --seeds {args.seeds}"
+        about = {"command": command, "machine": machine.describe()}
+        file, rows = out / f"training_noise_{task}.json", list[dict]()
+        for method, grid in METHODS[task].items():
+            rows += measure(task, method, grid, range(args.seeds), args.steps)
+            spent = {"cpu_seconds": time.process_time()}
+            files.write_json(file, about | spent | {"rows": rows})
+        print(f"Wrote {file}")
 
 
 if __name__ == "__main__":

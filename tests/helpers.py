@@ -1,5 +1,6 @@
 """What tests share: every sampler by name, a compiled run, like trees, eight devices."""
 
+import inspect
 import json
 import os
 import subprocess
@@ -96,12 +97,22 @@ def ubu_covariance(h, k, friction, temperature, end=False):
 
 
 class Sampler(NamedTuple):
-    """A row of the registry; `make(step_size, temperature, *, key=0, noise="gaussian")`."""
+    """A row of the registry; `make(step_size, temperature, *, key=0)`, most with a `noise` too."""
 
     make: Callable
     cold: Callable | None  # the optimizer that it is at T = 0, from its step size
     variance: Callable | None  # on θ²/2 at T = 1, from its step size
     dtype: str = "float32"  # of the parameters it is for
+    tosses: bool = False  # whether an element has but two ways to go, so that steps may be equal
+
+    @property
+    def takes_noise(self):
+        """Whether the increments are of the user's choice."""
+        return "noise" in inspect.signature(self.make).parameters
+
+    def make_noisy(self, *args, noise, **keywords):
+        """`make`, with that noise where there is a choice."""
+        return self.make(*args, **keywords, **({"noise": noise} if self.takes_noise else {}))
 
 
 SAMPLERS = {
@@ -123,6 +134,7 @@ SAMPLERS = {
     "baoab": Sampler(diffopt.baoab, None, lambda h: 1.0),
     "ubu": Sampler(diffopt.ubu, None, lambda h: ubu_covariance(h, 1.0, 1.0, 1.0)[0, 0]),
     "sgnht": Sampler(diffopt.sgnht, lambda eta: optax.sgd(eta, momentum=0.9), lambda eta: 1.0),
+    "lattice_walk": Sampler(diffopt.lattice_walk, optax.sgd, lambda eta: 1.0, tosses=True),
     "low_precision": Sampler(low_precision, optax.sgd, None, "bfloat16"),
     "midpoint": Sampler(midpoint, optax.sgd, lambda eta: 1.0),
 }

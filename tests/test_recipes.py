@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from scipy.optimize import brentq
 
 import diffopt
 from tests.helpers import run
@@ -40,17 +39,6 @@ def cyclical(make, T):
     return make(diffopt.cyclical_schedule(0.1, 100), temperature=lambda t: T * stage(t))
 
 
-def adaptive_drift(scale, **adam):
-    """g + scale A, with A the update of Adam."""
-    moments = optax.scale_by_adam(**adam)
-
-    def update(g, state, params=None):
-        A, state = moments.update(g, state, params)
-        return jax.tree.map(lambda g, A: g + scale * A, g, A), state
-
-    return optax.GradientTransformation(moments.init, update)
-
-
 # name: (the recipe at a temperature, what it is at temperature 0)
 RECIPES = {
     "clipped SGLD": (
@@ -65,10 +53,6 @@ RECIPES = {
             optax.scale_by_learning_rate(LR),
         ),
         optax.chain(optax.clip_by_global_norm(1.0), optax.adam(LR)),
-    ),
-    "SGLD with an adaptive drift": (
-        lambda T: optax.chain(adaptive_drift(0.1), diffopt.sgld(LR, T)),
-        optax.chain(adaptive_drift(0.1), optax.sgd(LR)),
     ),
     "Lion with Langevin noise": (
         lambda T: optax.chain(
@@ -159,22 +143,6 @@ def test_langevin_before_momentum_is_sghmc_with_its_factor():
     )
     exact = 0.3 / (k * (1 - eta * k / (2 * (1 + m))))
     assert_variance(stationary_variance(parts, k, 100), exact)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("curvature", [0.1, 1.0])
-def test_sgld_with_an_adaptive_drift_is_at_no_temperature(curvature):
-    """Where the moments are slow, kσ² + aσ = T up to the step's own error: not σ² = T/k."""
-    eta, a, temperature = 0.05, 1.0, 0.5
-    tx = optax.chain(adaptive_drift(a, b1=0.0, b2=0.99999), diffopt.sgld(eta, temperature))
-
-    def excess(s):
-        drift = curvature + a / s
-        return s**2 * drift * (1 - eta * drift / 2) - temperature
-
-    exact = brentq(excess, 0.1, 10) ** 2
-    assert exact < 0.6 * temperature / curvature
-    assert_variance(stationary_variance(tx, curvature, 4_000), exact)
 
 
 @pytest.mark.parametrize("scale", [optax.scale_by_adam, optax.scale_by_lion])

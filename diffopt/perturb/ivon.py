@@ -78,14 +78,17 @@ def ivon(
     minibatches. Where β₂ = 1, h stays h₀; with N → ∞ as well, this is SGD with weight decay and the
     mean gradient of `optax.ema`.
 
-    Memory: two numbers for each parameter, as Adam. Cost: Adam's, and ε twice a step, each as dear
-    as the noise of `sgld`; gradients are as many as in plain training.
+    Memory: two numbers for each parameter, as Adam. Cost: three to four times the update of `sgld`
+    on a CPU, nearly all of it ε, drawn for the point and for the update; gradients are as many as
+    in plain training.
 
-    Choose it where you want uncertainty from a single run. Shen et al. and others report gains in
-    error on large networks with many classes; on small ones it was not seen to beat tuned
-    weight decay (see the page on training noise). Learning rates are those of SGD, 0.1 to 0.3, as
-    a rule with a cosine; with little data `hess_decay` of 0.999 to 0.9999 and `hess_init` of 0.05
-    to 0.5, or h never moves. Leave other weight decay out of the chain: δ is the prior.
+    Choose it where a network overfits, with many classes and few examples, and where you want
+    uncertainty from a single run (see the page on training noise; under wrong labels it was behind
+    tuned weight decay). Learning rates are those of SGD, 0.1 to 1, as a rule with a cosine. As long
+    as f is small, h falls by `hess_decay` at every step, from `hess_init`, and the noise grows: so
+    `hess_decay` sets how far it falls in a run. With n steps begin at 1 - 2/n to 1 - 4/n and
+    `hess_init` at 1 (at 1 - 6/n training failed there). The paper's 0.99999 is for runs of many
+    more steps. Leave other weight decay out of the chain: δ is the prior.
 
     Args:
       learning_rate: η > 0: a number, a 0-d array or a schedule of the step count.

@@ -120,7 +120,7 @@ def hierarchical_prior(
     def init_fn(params: optax.Params) -> HierarchicalPriorState:
         check_inexact(params)
         mean = as_float(shape) / as_float(rate)
-        precision = jax.tree.map(lambda _: mean.astype(jnp.float32), params)
+        precision = jax.tree.map(lambda _: jnp.array(mean, jnp.float32), params)
         start = derive_key(key, "hierarchical prior")
         return HierarchicalPriorState(jnp.zeros([], jnp.int32), start, precision)
 

@@ -33,7 +33,8 @@ def test_every_method_draws_from_the_posterior(gaussian, method):
     chains, number, size = run.draws.shape
     assert (chains, size) == (program.CHAINS, 2) and run.gradients >= chains * number
     row = program.measure(gaussian, run, np.array([1.0, 2.0]))
-    assert row["effective"] > 100 and row["effective"] == row["effective_predictions"]
+    assert row["effective"] > 100
+    assert row["effective_predictions"] == pytest.approx(row["effective"], rel=1e-3)
     # BAOAB is exact on a Gaussian, MCLMC errs by what its tuner allows
     error = 4.5 / (2 * row["effective"]) ** 0.5
     assert abs(row["spread"] - 1) < error + (0.05 if "MCLMC" in method else 0)
@@ -57,7 +58,7 @@ def test_a_run_writes_a_row_for_each_method(gaussian, tmp_path, capsys):
     result = json.loads((tmp_path / "effective_samples.json").read_text())
     assert [row["method"] for row in result["rows"]] == [name for name, _ in program.methods()]
     assert result["rows"][0]["spread"] is None and result["rows"][1]["spread"] > 0
-    assert "BlackJAX MCLMC" in capsys.readouterr().out
+    assert "Wrote" in capsys.readouterr().out
 
 
 def test_bad_arguments_are_refused(capsys):

@@ -28,6 +28,17 @@ def test_a_row_for_each_update(monkeypatch, tmp_path, capsys):
     assert "diffopt.sgld gaussian" in capsys.readouterr().out
 
 
+def test_a_row_for_each_method(monkeypatch, tmp_path):
+    monkeypatch.setitem(models.TREES, "lenet", lambda: {"w": (50, 2), "b": (2,)})
+    file = tmp_path / "cost.json"
+    arguments = ["--methods", "--trees", "lenet", "--repeats", "2", "--json", str(file)]
+    assert step_cost.main(arguments) == 0
+    rows = {row["optimizer"]: row for row in json.loads(file.read_text())["rows"]}
+    assert tuple(rows) == tuple(step_cost.methods({"w": (50, 2), "b": (2,)}))
+    assert {"optax.adam", "asgld", "lattice_walk", "ivon"} < set(rows)
+    assert all(row["ns_per_parameter"] > 0 for row in rows.values())
+
+
 @pytest.mark.parametrize(
     "arguments,sentence",
     [

@@ -14,7 +14,10 @@ from jax.sharding import PartitionSpec as P
 import diffopt
 from tests.helpers import ROOT, SAMPLERS, on_devices, report
 
-CASES = [*((name, "gaussian") for name in SAMPLERS), ("sgld", "gaussian16"), ("sgld", "rademacher")]
+CASES = [
+    *((name, "gaussian" if row.takes_noise else "its own") for name, row in SAMPLERS.items()),
+    *(("sgld", "gaussian16"), ("sgld", "rademacher")),
+]
 STEPS = 3
 PAGE = (ROOT / "docs" / "devices.md").read_text()
 
@@ -23,7 +26,8 @@ def sampler(name, noise):
     """One that moves the network well within STEPS steps."""
     if name == "psgld":
         return diffopt.psgld(0.05, 1e-3, eps=0.1, noise=noise)
-    return SAMPLERS[name].make(0.1 if name in ("baoab", "ubu") else 0.05, 1e-3, noise=noise)
+    step_size = 0.1 if name in ("baoab", "ubu") else 0.05
+    return SAMPLERS[name].make_noisy(step_size, 1e-3, noise=noise)
 
 
 # A network of one large leaf, whose noise is drawn by itself, and two small ones, drawn together

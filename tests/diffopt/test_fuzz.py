@@ -60,7 +60,8 @@ def partition(make, noise):
 
 
 def inject(make, noise):
-    if make is SAMPLERS["langevin"].make:  # optax.scale by an injected rate takes the rate's dtype
+    # optax.scale by an injected rate takes the rate's dtype
+    if make == SAMPLERS["langevin"].make_noisy:
         return optax.inject_hyperparams(lambda T: make(ETA, T, noise=noise))(T=T)
     return optax.inject_hyperparams(lambda eta, T: make(eta, T, noise=noise))(eta=ETA, T=T)
 
@@ -91,7 +92,7 @@ def check(tree, sampler, wrapper, noise):
         assume(not dtypes >= {"bfloat16", "float16"})
     if wrapper == "MultiSteps":  # whose sums are real
         assume("complex64" not in dtypes)
-    tx = WRAPPERS[wrapper](SAMPLERS[sampler].make, noise)
+    tx = WRAPPERS[wrapper](SAMPLERS[sampler].make_noisy, noise)
     params, grads = fill(tree, jax.random.key(0)), fill(tree, jax.random.key(1))
     state = tx.init(params)
     update = jax.jit(tx.update)

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import diffopt
+from tests.helpers import assert_close
 
 PARAMS = {"w": jnp.arange(6.0).reshape(2, 3), "b": jnp.ones(3)}
 GRADS = jax.tree.map(jnp.cos, PARAMS)
@@ -233,6 +234,13 @@ def test_it_keeps_dtypes_and_counts_a_complex_element_twice():
     assert like(updates) == like(params) and like(state) == like(start)
     assert abs(state.precision["z"] - 1) < 4.5 / 50_000**0.5  # mean |θ|² = 2, of two numbers each
     assert tx.update({}, tx.init({}), {})[0] == {}
+
+
+def test_its_state_may_be_donated():
+    """Each leaf has a precision of its own, not one buffer for all."""
+    tx, params = diffopt.hierarchical_prior(1.0), {"a": jnp.ones(3), "b": jnp.ones(2)}
+    expected = tx.update(params, tx.init(params), params)
+    assert_close(jax.jit(tx.update, donate_argnums=1)(params, tx.init(params), params), expected)
 
 
 @pytest.mark.slow

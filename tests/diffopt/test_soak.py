@@ -83,7 +83,7 @@ def test_leaves_of_a_billion_and_a_half_elements(name, noise):
     dtype = SAMPLERS[name].dtype
     leaf = lambda *shape: jax.ShapeDtypeStruct(shape, dtype)
     params = {"long": leaf(1_500_000_000), "wide": leaf(3, 50_000, 30_000), "small": leaf(7)}
-    tx = SAMPLERS[name].make(ETA, 1.0, noise=noise)
+    tx = SAMPLERS[name].make_noisy(ETA, 1.0, noise=noise)
     state = jax.eval_shape(tx.init, params)
     updates, after = jax.eval_shape(tx.update, params, state, params)
     assert_like(updates, params)

@@ -17,9 +17,14 @@ KEY = 7
 QUICK = ("sgld", "sghmc", "midpoint")  # the others are slow
 
 
-each_sampler = pytest.mark.parametrize(
-    "name", [pytest.param(v, marks=[pytest.mark.slow] * (v not in QUICK)) for v in SAMPLERS]
-)
+def each(names):
+    """A test of every sampler that is named."""
+    marks = lambda name: [pytest.mark.slow] * (name not in QUICK)
+    return pytest.mark.parametrize("name", [pytest.param(v, marks=marks(v)) for v in names])
+
+
+each_sampler = each(SAMPLERS)
+each_with_a_noise = each(v for v in SAMPLERS if SAMPLERS[v].takes_noise)
 # They move on where the step size is 0: by their momentum, or by rounding at random.
 COASTING = ("low_precision",)
 
@@ -59,7 +64,7 @@ def maker(name, noise=cheap):
     """The factory of a sampler, whose noise `inject_hyperparams` cannot take for a schedule."""
 
     def make(step_size, temperature, *, key=KEY):
-        return SAMPLERS[name].make(step_size, temperature, key=key, noise=noise)
+        return SAMPLERS[name].make_noisy(step_size, temperature, key=key, noise=noise)
 
     return make
 
@@ -73,6 +78,11 @@ def standard(name, noise=cheap):
 
 def step(tx, params, grads):
     return jax.jit(tx.update)(grads, tx.init(params), params)[0]
+
+
+def unlike(name, a, b):
+    """Whether two draws differ: in every element, or in some where it is a coin that is tossed."""
+    return (a != b).any() if SAMPLERS[name].tosses else (a != b).all()
 
 
 def exact(name, params, state):

@@ -17,7 +17,10 @@ def test_integer_parameters_are_refused_by_name(name):
         standard(name)[0].init({"layer": [jnp.ones(2), jnp.arange(3)]})
 
 
-OURS = [diffopt.sgld, diffopt.psgld, diffopt.sghmc, diffopt.baoab, diffopt.ubu, diffopt.sgnht]
+OURS = [
+    *(diffopt.sgld, diffopt.psgld, diffopt.asgld, diffopt.lattice_walk),
+    *(diffopt.sghmc, diffopt.baoab, diffopt.ubu, diffopt.sgnht),
+]
 GOOD = {make: dict.fromkeys(list(inspect.signature(make).parameters)[:2], 0.1) for make in OURS}
 GOOD[diffopt.langevin] = {"diffusion": 0.1, "learning_rate": 0.1}
 each_of_ours = pytest.mark.parametrize("make", GOOD, ids=lambda make: make.__name__)
@@ -57,6 +60,9 @@ def test_what_is_no_key_is_refused_by_name(make):
     [
         (diffopt.psgld, "decay", (1.0, -0.1)),
         (diffopt.psgld, "eps", (0.0, -1.0)),
+        (diffopt.asgld, "b1", (1.0, -0.1)),
+        (diffopt.asgld, "b2", (1.0, -0.1)),
+        (diffopt.asgld, "eps", (0.0, -1.0)),
         (diffopt.sghmc, "momentum", (1.0, -0.1, float("nan"))),
         (diffopt.sgnht, "momentum", (1.0, -0.1, float("nan"))),
         (diffopt.baoab, "friction", (-1.0, float("inf"))),

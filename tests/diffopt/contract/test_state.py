@@ -18,6 +18,7 @@ from tests.diffopt.contract.helpers import (
     KEY,
     T,
     each_sampler,
+    each_with_a_noise,
     exact,
     leaf_by_leaf,
     maker,
@@ -26,6 +27,7 @@ from tests.diffopt.contract.helpers import (
     step,
     tolerance,
     tree,
+    unlike,
 )
 from tests.helpers import (
     LAST_COUNT,
@@ -66,7 +68,7 @@ def test_the_key_decides_the_noise_in_whatever_form_it_comes(name):
     for other in others:
         assert_equal(first, other)
     third, fourth = (update(grads, init(key), params)[0]["w"] for key in (3, 4))
-    assert (third != fourth).all()
+    assert unlike(name, third, fourth)
 
 
 @each_sampler
@@ -90,6 +92,7 @@ NEAR_ONE = {  # a momentum, friction or decay that is 1 in bfloat16
     "baoab": lambda: diffopt.baoab(0.3, 0.5, friction=0.003),
     "ubu": lambda: diffopt.ubu(0.3, 0.5, friction=0.003),
     "sgnht": lambda: diffopt.sgnht(0.03, 0.5, momentum=0.999),
+    "asgld": lambda: diffopt.asgld(0.03, 0.5, b1=0.999, b2=0.9999),
 }
 
 
@@ -143,7 +146,7 @@ def test_chains_under_vmap_are_each_that_chain_alone(name):
         alone, state = update(grads, jax.tree.map(lambda x: x[i], states), params)
         assert_close(jax.tree.map(lambda x: x[i], updates), alone, **tolerance(name))
         assert_equal(of_name(jax.tree.map(lambda x: x[i], after), "key"), of_name(state, "key"))
-        assert (updates["w"][i] != updates["w"][i - 1]).all()
+        assert unlike(name, updates["w"][i], updates["w"][i - 1])
 
 
 # Leaves
@@ -355,7 +358,7 @@ def test_at_zero_temperature_it_is_the_optimizer(name):
 # Noise
 
 
-@each_sampler
+@each_with_a_noise
 def test_every_noise_is_drawn_and_an_unknown_one_is_refused(name):
     params, grads = setting(name)
     ones = lambda key, shape, dtype: jnp.ones(shape, dtype)

@@ -16,6 +16,7 @@ from tests.diffopt.contract.helpers import (
     standard,
     step,
     tolerance,
+    unlike,
 )
 from tests.helpers import SAMPLERS, assert_close, assert_equal, of_name, run
 
@@ -34,14 +35,14 @@ def test_masked_leaves_pass_and_the_others_step_as_if_alone(name):
 
 @each_sampler
 def test_each_group_of_a_partition_steps_as_if_alone(name):
-    params = {"a": jnp.ones(3, SAMPLERS[name].dtype), "b": jnp.ones(3, SAMPLERS[name].dtype)}
+    params = {label: jnp.ones(20, SAMPLERS[name].dtype) for label in "ab"}
     groups = {label: maker(name)(ETA, T, key=i) for i, label in enumerate(params)}
     updates = step(optax.partition(groups, {"a": "a", "b": "b"}), params, params)
     for label, tx in groups.items():
         alone = {label: params[label]}
         expected, _ = standard(name)[1](alone, tx.init(alone), alone)
         assert_close({label: updates[label]}, expected, **tolerance(name))
-    assert (updates["a"] != updates["b"]).all()
+    assert unlike(name, updates["a"], updates["b"])
 
 
 @each_sampler
@@ -139,7 +140,10 @@ def test_with_apply_if_finite_a_bad_batch_leaves_no_trace(name):
 
 @each_sampler
 def test_without_it_one_parameter_is_lost_and_sgnht_loses_all(name):
-    """The others go on as if it had not happened; the one thermostat of sgnht spreads it."""
+    """The others go on as if it had not happened; the one thermostat of sgnht spreads it.
+
+    A coin that an infinite gradient weighs falls on its side, and nothing is lost.
+    """
     tx, update = standard(name)
     good = jnp.array([0.3, -0.2, 0.1], SAMPLERS[name].dtype)
     for bad in (jnp.nan, jnp.inf):
@@ -150,7 +154,7 @@ def test_without_it_one_parameter_is_lost_and_sgnht_loses_all(name):
             moved = optax.apply_updates(moved, updates)
             updates, state = update(good, state, params)
             params = optax.apply_updates(params, updates)
-        assert not jnp.isfinite(moved[1])
+        assert jnp.isfinite(moved[1]) == (SAMPLERS[name].tosses and not jnp.isnan(bad))
         if name == "sgnht":
             assert not jnp.isfinite(moved).any()
         else:
