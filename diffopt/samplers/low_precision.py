@@ -44,6 +44,16 @@ def is_low(p: Any) -> bool:
     return dtype is not None and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
 
 
+def _round_to(x: jax.Array, dtype: Any) -> jax.Array:
+    """The float32 `x` rounded to the nearest number of `dtype`, in float32.
+
+    Within one program XLA drops a cast to bfloat16 and back, though not one to float16.
+    """
+    if dtype == jnp.bfloat16:
+        return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+    return x.astype(dtype).astype(jnp.float32)
+
+
 def _spacing(x: jax.Array, dtype: Any) -> jax.Array:
     """The spacing of the numbers of `dtype` at the float32 `x`, a power of two."""
     info = jnp.finfo(dtype)
@@ -55,7 +65,7 @@ def _spacing(x: jax.Array, dtype: Any) -> jax.Array:
 
 def _unit(p: jax.Array) -> jax.Array:
     """2⁻¹⁴ of the spacing of the numbers of `p`'s dtype at `p`."""
-    spacing = _spacing(p.astype(jnp.float32), p.dtype)
+    spacing = _spacing(_widen(p), p.dtype)
     return jnp.maximum(spacing * np.float32(1 / UNITS), np.float32(TINY))
 
 
@@ -84,7 +94,7 @@ def _widen(p: Any) -> Any:
         return p
     if isinstance(p, jax.ShapeDtypeStruct):
         return p.update(dtype=jnp.float32)
-    return p.astype(jnp.float32)
+    return _round_to(p.astype(jnp.float32), p.dtype)
 
 
 def _residual(p: jax.Array, q: jax.Array) -> jax.Array:
@@ -121,7 +131,7 @@ def add_residual(params: Any, residual: Any) -> Any:
         ):  # a parameter of 32 bits, or one that `optax.masked` leaves out
             return p
         _check_dtype(path, p, q)
-        return p.astype(jnp.float32) + _residual(p, q)
+        return _widen(p) + _residual(p, q)
 
     return jax.tree_util.tree_map_with_path(add, params, residual)
 
@@ -157,10 +167,17 @@ def _narrow(inner_state: Any, params: Any) -> Any:
     Such a leaf has the shape of the parameter, and its path ends with the path of the parameter.
     """
     shapes = {
-        path: jnp.shape(p) for path, p in jax.tree_util.tree_leaves_with_path(params) if is_low(p)
+        path: jnp.shape(p)
+        for path, p in jax.tree_util.tree_leaves_with_path(params)
+        if is_low(p) and jnp.ndim(p)  # a scalar of the state need not be that of a scalar parameter
     }
 
     def narrow(path: Any, x: Any) -> Any:
+        if is_low(x):
+            raise ValueError(
+                f"state_dtype rounds a state of float32 at random, but {jax.tree_util.keystr(path)}"
+                f" in the state of tx is of {x.dtype} already: leave out its own dtype, as mu_dtype"
+            )
         ends = (path[start:] for start in range(len(path) + 1))
         like = any(shapes.get(end) == jnp.shape(x) for end in ends)
         return x.astype(jnp.bfloat16) if like and array_dtype(x) == jnp.float32 else x
@@ -357,12 +374,14 @@ def low_precision(
         def step(p: Any, g: Any, u: Any, q: Any, bits: Any) -> tuple[Any, Any]:
             if not is_low(p):
                 return u, q
-            start = p.astype(jnp.float32)
+            start = _widen(p)
             moved = _residual(p, q) + u.astype(jnp.float32)
             rounded = round_at_random(start + moved, p.dtype, bits)
-            update = (rounded.astype(jnp.float32) - start).astype(g.dtype)
-            after = (p + update).astype(p.dtype)  # as optax.apply_updates does
-            rest = (moved - (after.astype(jnp.float32) - start)) / _unit(after)
+            update = _round_to(rounded.astype(jnp.float32) - start, g.dtype)
+            after = _round_to(start + update, p.dtype).astype(
+                p.dtype
+            )  # as optax.apply_updates does
+            rest = (moved - (_widen(after) - start)) / _unit(after)
             rest = jnp.floor(rest + _second_16_bits(bits).astype(jnp.float32) * np.float32(2**-16))
             rest = jnp.clip(rest, -(2**15), 2**15 - 1).astype(jnp.int16)
             rounded, rest = _pass_in_one_word(rounded, rest)
