@@ -1,11 +1,11 @@
 """Does AdamW train in bfloat16 as far as in float32, and in how many bytes?
 
-    python -m benchmarks.low_precision [--out DIR]
+    python -m benchmarks.adamw_in_16_bits [--out DIR]
 
 A small transformer on the help pages of Python, byte by byte, and a student of ReLU units that
 learns a teacher. Every method is `optax.adamw` with a cosine schedule and gets the same batches.
 Storage alone differs: the network computes in float32 from what is stored, as a CPU has no
-arithmetic in 16 bits. Rounding to nearest is at the best of five learning rates.
+arithmetic in 16 bits. Every method is at the best of the same five learning rates.
 """
 
 import statistics
@@ -25,13 +25,12 @@ from rich.table import Table
 
 import diffopt
 
-from .lib import cli, files, machine
+from .lib import cli, files, machine, scores
 from .lib.tables import Tables, load, markdown, origin
 
 WIDTH, HEADS, DEPTH, LENGTH = 64, 4, 2, 32
 INPUTS, TEACHER, STUDENT = 32, 16, 64
 DECAY = 0.01
-SCALES = (0.3, 1.0, 3.0, 10.0, 30.0)  # of the learning rate, for rounding to nearest
 
 
 class Problem(NamedTuple):
@@ -40,7 +39,8 @@ class Problem(NamedTuple):
     init: Callable[[jax.Array], Any]
     loss: Callable[[Any, Any], jax.Array]
     batch: Callable[[jax.Array], Any]
-    learning_rate: float
+    learning_rates: tuple[float, ...]
+    steps: int
 
 
 # The problems
@@ -84,7 +84,7 @@ def transformer() -> Problem:
         return optax.softmax_cross_entropy_with_integer_labels(found, batch[:, 1:]).mean()
 
     pick = lambda key: windows[jax.random.randint(key, (16,), 0, len(windows))]
-    return Problem(init, loss, pick, 3e-3)
+    return Problem(init, loss, pick, (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), 400)
 
 
 def student() -> Problem:
@@ -107,7 +107,8 @@ def student() -> Problem:
         return x, network(teacher, x)
 
     loss = lambda params, batch: jnp.mean((network(params, batch[0]) - batch[1]) ** 2) / 2
-    return Problem(lambda key: draw(key, STUDENT), loss, batch, 1e-2)
+    rates = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+    return Problem(lambda key: draw(key, STUDENT), loss, batch, rates, 2000)
 
 
 PROBLEMS = {"transformer": transformer, "teacher and student": student}
@@ -163,7 +164,11 @@ METHODS: dict[str, tuple[Any, Wrap]] = {
 
 
 def train(problem: Problem, method: str, steps: int) -> Callable[..., Any]:
-    """A compiled `(key, learning rate) -> (loss at the end, parameters, state)`."""
+    """A compiled `(key, learning rate) -> (loss at the end, exact loss, parameters, state)`.
+
+    The loss is that of the parameters which the network computes with, and the exact loss that of
+    what `low_precision` keeps of them, the same where nothing is kept.
+    """
     dtype, wrap = METHODS[method]
 
     def loss(params: Any, batch: Any) -> jax.Array:
@@ -183,15 +188,17 @@ def train(problem: Problem, method: str, steps: int) -> Callable[..., Any]:
             return (optax.apply_updates(params, updates), state), None
 
         carry, _ = jax.lax.scan(step, (params, tx.init(params)), jnp.arange(steps))
+        exact = diffopt.exact_params(*carry) if "low_precision" in method else carry[0]
         batches = jax.vmap(problem.batch)(jax.random.split(test_key, 40))
-        return jax.lax.map(partial(loss, carry[0]), batches).mean(), *carry
+        seen, kept = (jax.lax.map(partial(loss, p), batches).mean() for p in (carry[0], exact))
+        return seen, kept, *carry
 
     return run
 
 
 def count_bytes(params: Any, state: Any) -> float:
     """Of the parameters and the state, for each parameter."""
-    arrays = [x for x in jax.tree.leaves((params, state)) if jnp.ndim(x)]
+    arrays = [x for x in jax.tree.leaves((params, state)) if x.ndim]
     total = sum(x.size * x.dtype.itemsize for x in arrays)
     return total / sum(p.size for p in jax.tree.leaves(params))
 
@@ -199,24 +206,24 @@ def count_bytes(params: Any, state: Any) -> float:
 def measure(problem: Problem, method: str, steps: int, seeds: int) -> dict[str, Any]:
     """The losses at the end, one a seed, at the best of the learning rates, and what it took."""
     run = train(problem, method, steps)
-    scales = SCALES if method == "to nearest" else (1.0,)
-    by_scale: dict[float, list[float]] = {}
+    losses: dict[float, list[float]] = {}
+    exact: dict[float, list[float]] = {}
     seconds = []
-    for scale in scales:
+    jax.block_until_ready(run(jax.random.key(0), jnp.zeros(())))  # compiles
+    for rate in problem.learning_rates:
         for seed in range(seeds):
-            arguments = jax.random.key(seed), jnp.asarray(scale * problem.learning_rate)
-            if not by_scale:
-                jax.block_until_ready(run(*arguments))  # compiles
             clock = time.perf_counter()
-            loss, params, state = jax.block_until_ready(run(*arguments))
+            found = jax.block_until_ready(run(jax.random.key(seed), jnp.asarray(rate)))
             seconds.append(time.perf_counter() - clock)
-            by_scale.setdefault(scale, []).append(float(loss))
-    mean = lambda scale: np.nan_to_num(np.mean(by_scale[scale]), nan=np.inf)
-    best = min(by_scale, key=mean)
+            loss, kept, params, state = found
+            losses.setdefault(rate, []).append(float(loss))
+            exact.setdefault(rate, []).append(float(kept))
+    best = min(losses, key=lambda rate: np.nan_to_num(np.mean(losses[rate]), nan=np.inf))
     return {
-        "losses": by_scale[best],
-        "learning_rate": best * problem.learning_rate,
-        "all_losses": {f"{s * problem.learning_rate:g}": v for s, v in by_scale.items()},
+        "losses": losses[best],
+        "exact_losses": exact[best],
+        "learning_rate": best,
+        "all_losses": {f"{rate:g}": each for rate, each in losses.items()},
         "bytes": count_bytes(params, state),
         "milliseconds": 1e3 * statistics.median(seconds) / steps,
     }
@@ -224,42 +231,71 @@ def measure(problem: Problem, method: str, steps: int, seeds: int) -> dict[str, 
 
 # What a person sees
 
-HEAD = ["problem", "AdamW in", "bytes a parameter", "loss at the end", "over float32's",
-        "learning rate", "ms a step"]  # fmt: skip
+HEAD = ["problem", "AdamW in", "bytes a parameter", "best learning rate", "loss at the end",
+        "over float32's", "of the exact parameters", "ms a step"]  # fmt: skip
 
 
 def cells(rows: list[dict[str, Any]]) -> list[list[str]]:
-    """A line for each row."""
+    """A line for each row: ratios are over float32's from the same seed."""
     float32 = {r["problem"]: np.array(r["losses"]) for r in rows if r["method"] == "float32"}
     lines = []
     for row in rows:
-        losses = np.array(row["losses"])
-        ratio = losses / float32[row["problem"]]
+        ratios = [
+            np.array(row[key]) / float32[row["problem"]] for key in ("losses", "exact_losses")
+        ]
         lines.append([
-            row["problem"], row["method"], f"{row['bytes']:.1f}", f"{losses.mean():.4g}",
-            f"{ratio.mean():.3f} ± {ratio.std(ddof=1) / len(ratio) ** 0.5:.3f}",
-            f"{row['learning_rate']:g}", f"{row['milliseconds']:.2f}",
+            row["problem"], row["method"], f"{row['bytes']:.0f}", f"{row['learning_rate']:g}",
+            f"{np.mean(row['losses']):.4g}", *(scores.plus_minus(list(r), 3) for r in ratios),
+            f"{row['milliseconds']:.2f}",
         ])  # fmt: skip
     return lines
 
 
 def tables() -> Tables:
     """How far AdamW trains in each storage."""
-    return {"adamw_in_16_bits": storage_table}
+    return {"adamw_in_16_bits": training_table, "bytes_in_16_bits": bytes_table}
 
 
-def storage_table() -> str:
+def training_table() -> str:
     """The rows of the committed run."""
-    result = load("low_precision.json")
-    below = origin("low_precision.json", result["machine"], "python -m benchmarks.low_precision")
+    result = load("adamw_in_16_bits.json")
+    below = origin("adamw_in_16_bits.json", result["machine"], "python -m benchmarks.adamw_in_16_bits")
     return markdown(HEAD, cells(result["rows"]), left=2) + below
 
 
-@cli.program("low_precision")
+OPTIMIZERS: dict[str, optax.GradientTransformation] = {
+    "SGD": optax.sgd(0.1),
+    "momentum": optax.sgd(0.1, momentum=0.9),
+    "AdamW": optax.adamw(0.1),
+    "SGHMC": diffopt.sghmc(0.1, 0.1),
+}
+
+
+def bytes_table() -> str:
+    """Bytes a parameter of all weights and all state; gradients and activations come on top."""
+    wide, narrow = (jax.ShapeDtypeStruct((8, 8), dtype) for dtype in (jnp.float32, jnp.bfloat16))
+
+    def count(tx: optax.GradientTransformation, params: Any, *copies: Any) -> str:
+        return f"{count_bytes(params, (copies, jax.eval_shape(tx.init, params))):.0f}"
+
+    rows = (
+        [
+            name, count(tx, wide), count(tx, wide, narrow),
+            count(diffopt.low_precision(tx), narrow),
+            count(diffopt.low_precision(tx, state_dtype=jnp.bfloat16), narrow),
+        ]
+        for name, tx in OPTIMIZERS.items()
+    )  # fmt: skip
+    head = ["bytes a parameter", "float32", "float32 with a copy in bfloat16", "`low_precision`",
+            "with `state_dtype`"]  # fmt: skip
+    return markdown(head, rows)
+
+
+@cli.program("adamw_in_16_bits")
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, train, show."""
-    parser = cli.parser("low_precision", __doc__)
-    parser.add_argument("--steps", type=cli.at_least_one, default=1000, help="default %(default)s")
+    parser = cli.parser("adamw_in_16_bits", __doc__)
+    parser.add_argument("--steps", type=cli.at_least_one, help="default 400 and 2,000")
     parser.add_argument("--seeds", type=cli.at_least(2), default=3, help="default %(default)s")
     args = parser.parse_args(argv)
     out = cli.make_folder(args.out)
@@ -269,16 +305,16 @@ def main(argv: list[str] | None = None) -> None:
         problem = make()
         for method in METHODS:
             with console.status(f"{name}, {method}"):
-                row = measure(problem, method, args.steps, args.seeds)
+                row = measure(problem, method, args.steps or problem.steps, args.seeds)
             rows.append({"problem": name, "method": method} | row)
             result = {"config": config, "machine": machine.describe(), "rows": rows}
-            files.write_json(out / "low_precision.json", result)
+            files.write_json(out / "adamw_in_16_bits.json", result)
     shown = Table(*HEAD)
     for line in cells(rows):
         shown.add_row(*line)
     console.print(shown)
     console.print(machine.line(machine.describe()))
-    console.print(f"Wrote {out / 'low_precision.json'}")
+    console.print(f"Wrote {out / 'adamw_in_16_bits.json'}")
 
 
 if __name__ == "__main__":
