@@ -259,8 +259,10 @@ def tables() -> Tables:
 def training_table() -> str:
     """The rows of the committed run."""
     result = load("adamw_in_16_bits.json")
-    below = origin("adamw_in_16_bits.json", result["machine"], "python -m benchmarks.adamw_in_16_bits")
-    return markdown(HEAD, cells(result["rows"]), left=2) + below
+    body, command = cells(result["rows"]), "python -m benchmarks.adamw_in_16_bits"
+    return markdown(HEAD, body, left=2) + origin(
+        "adamw_in_16_bits.json", result["machine"], command
+    )
 
 
 OPTIMIZERS: dict[str, optax.GradientTransformation] = {
