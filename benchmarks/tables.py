@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from . import (
+    adamw_in_16_bits,
     bfloat16,
     chain_cost,
     effective_samples,
@@ -40,6 +41,7 @@ MARK = re.compile(r"(<!-- table: (\w+) -->\n)(?:.*?\n)??(<!-- end of table -->)"
 PROGRAMS = (
     compare,
     trial,
+    adamw_in_16_bits,
     bfloat16,
     chain_cost,
     effective_samples,

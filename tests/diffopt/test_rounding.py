@@ -360,3 +360,109 @@ def test_flax_nnx():
     assert diffopt.kinetic_temperature(optimizer.opt_state).overall > 0
     collect = diffopt.collect(2)
     assert collect.update(found, collect.init(found)).count == 1
+
+
+# A state in 16 bits
+
+
+def state_bytes(tx, params):
+    """Of the parameters and the state, for each parameter."""
+    leaves = [x for x in jax.tree.leaves((params, tx.init(params))) if jnp.ndim(x)]
+    return sum(x.size * x.dtype.itemsize for x in leaves) / params.size
+
+
+BYTES = {
+    "sgd": (lambda: optax.sgd(0.1), (4, 2, 4, 4)),
+    "sgld": (lambda: diffopt.sgld(0.1, 0.1), (4, 2, 4, 4)),
+    "momentum": (lambda: optax.sgd(0.1, momentum=0.9), (8, 4, 8, 6)),
+    "sghmc": (lambda: diffopt.sghmc(0.1, 0.1), (8, 4, 8, 6)),
+    "adamw": (lambda: optax.adamw(0.1), (12, 6, 12, 8)),
+}
+
+
+@pytest.mark.parametrize("name", BYTES)
+def test_bytes_of_a_parameter(name):
+    make, expected = BYTES[name]
+    wide, narrow = jnp.zeros([8, 8]), jnp.zeros([8, 8], jnp.bfloat16)
+    ours = (diffopt.low_precision(make(), state_dtype=d) for d in (None, jnp.bfloat16))
+    found = [state_bytes(make(), wide), state_bytes(make(), narrow)]
+    assert (*found, *(state_bytes(tx, narrow) for tx in ours)) == expected
+
+
+def test_what_is_like_no_parameter_of_16_bits_stays_in_float32():
+    params = {"low": jnp.ones(3, "float16"), "wide": jnp.ones(3), "none": None}
+    tx = diffopt.low_precision(
+        optax.chain(optax.adam(0.1), diffopt.sgnht(0.1, 0.1)), state_dtype=jnp.bfloat16
+    )
+    state = tx.init(params)
+    adam, sgnht = state.inner_state[0][0], state.inner_state[1]
+    assert adam.nu["low"].dtype == jnp.bfloat16 and adam.nu["wide"].dtype == jnp.float32
+    assert adam.count.dtype == jnp.int32
+    assert all(x.dtype != jnp.bfloat16 for x in jax.tree.leaves(sgnht) if x.ndim == 0)
+    _, after = jax.jit(tx.update)(params, state, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+
+
+def test_a_state_in_16_bits_passes_through_wrappers_and_keeps_what_has_no_gradient():
+    make = lambda: diffopt.low_precision(diffopt.sghmc(0.1, 0.1), state_dtype=jnp.bfloat16)
+    params = {"a": jnp.ones(4, "bfloat16"), "b": jnp.ones(2, "bfloat16")}
+    for tx in (optax.MultiSteps(make(), 2), optax.masked(make(), {"a": True, "b": False})):
+        state = tx.init(params)
+        _, after = jax.jit(tx.update)(params, state, params)
+        chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+    chains = diffopt.split_keys(make().init(params), 3)
+    assert chains.inner_state.velocity["a"].shape == (3, 4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float32, jnp.int8, "half a byte"])
+def test_another_dtype_of_the_state_is_refused(dtype):
+    with pytest.raises(ValueError, match="state_dtype must be jnp.bfloat16, or None"):
+        diffopt.low_precision(optax.sgd(0.1), state_dtype=dtype)
+
+
+@pytest.mark.parametrize("make", [optax.adam, optax.lion])
+def test_a_state_that_is_of_16_bits_already_is_refused(make):
+    tx = diffopt.low_precision(make(0.1, mu_dtype=jnp.bfloat16), state_dtype=jnp.bfloat16)
+    with pytest.raises(ValueError, match=r"mu\['b'\] in the state of tx is of bfloat16 already"):
+        tx.init(PARAMS)
+
+
+def test_scalars_of_the_state_stay_in_float32():
+    params = jnp.ones((), "bfloat16")
+    tx = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1)
+    state = diffopt.low_precision(tx, state_dtype=jnp.bfloat16).init(params)
+    assert state.inner_state.hyperparams["learning_rate"].dtype == jnp.float32
+
+
+@low
+@pytest.mark.parametrize("steps", [1, 3])
+def test_no_rounding_is_dropped_within_a_program(dtype, steps):
+    """XLA drops a cast to bfloat16 and back: then the residual is of another parameter.
+
+    Of updates as large as the parameters, which are rounded to the dtype of the updates; what is
+    left of them is in the residual, wherever it has place.
+    """
+    keys = jax.random.split(jax.random.key(0), steps + 1)
+    params = jax.random.normal(keys[-1], (20_000,)).astype(dtype)
+    u = jax.vmap(lambda key: jax.random.normal(key, params.shape))(keys[:-1])
+    tx = diffopt.low_precision(increments(u))
+
+    def step(params, state):
+        updates, state = tx.update(params, state, params)
+        return optax.apply_updates(params, updates), state
+
+    @jax.jit
+    def together(params, state):
+        has_place = jnp.ones(params.shape, bool)
+        for _ in range(steps):
+            params, state = step(params, state)
+            has_place &= (state.residual > -(2**15)) & (state.residual < 2**15 - 1)
+        return params, state, has_place
+
+    after, state, has_place = together(params, tx.init(params))
+    expected = np.asarray(params, np.float64) + np.asarray(u, np.float64).sum(0)
+    error = np.abs(exact(after, state) - expected)[has_place]
+    sizes = np.abs(np.asarray(params, np.float64)) + np.abs(np.asarray(u, np.float64)).sum(0)
+    unit = float(jnp.finfo(dtype).eps) / 2**14
+    assert has_place.mean() > 0.7
+    assert (error / sizes[has_place]).max() < steps * (unit + 2.0**-22)

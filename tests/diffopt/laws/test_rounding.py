@@ -164,3 +164,54 @@ def test_a_well_narrower_than_the_spacing(centre):
 
     cold, _ = run(nearest, tx, centre + deviation * normals[:2_000], steps, 1.0, centre)
     assert abs(cold.mean() - centre) > 0.2 * deviation
+
+
+# A state in 16 bits
+
+
+@pytest.mark.parametrize("steps", [30, 3000])
+def test_moving_averages_in_16_bits_have_the_mean_of_those_in_float32(steps):
+    """Of a constant g: (1 - βᵗ)g and (1 - βᵗ)g², though an update of v is below its spacing."""
+    size, tx = 100_000, kept(optax.scale_by_adam(), state_dtype=jnp.bfloat16)
+    params, grads = jnp.zeros(size, "bfloat16"), jnp.full(size, 0.3, "bfloat16")
+    step = lambda state, _: (tx.update(grads, state, params)[1], None)
+    state, _ = jax.jit(lambda state: jax.lax.scan(step, state, length=steps))(tx.init(params))
+    g = float(grads[0])
+    for found, exact in (
+        (state.inner_state.mu, (1 - 0.9**steps) * g),
+        (state.inner_state.nu, (1 - 0.999**steps) * g**2),
+    ):
+        assert found.dtype == jnp.bfloat16
+        found = np.asarray(found, np.float64)
+        error = max(found.std(), exact * 2.0**-16) / size**0.5
+        assert abs(found.mean() - exact) < 4.5 * error + 2.0**-16 * exact
+
+
+SAMPLERS = {
+    "sghmc": (lambda: diffopt.sghmc(0.1, 0.5), 0.5 / (1 - 0.1 / 3.8)),
+    "baoab": (lambda: diffopt.baoab(0.5, 0.5), 0.5),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_velocities_in_16_bits_keep_the_law(name):
+    make, variance = SAMPLERS[name]
+    tx = lambda tx: kept(tx, state_dtype=jnp.bfloat16)
+    chains = 200_000
+    params = jax.random.normal(jax.random.key(1), (chains,)).astype("bfloat16")
+    init, update = tx(make())
+
+    @jax.jit
+    def simulate(params):
+        def step(carry, _):
+            params, state = carry
+            updates, state = update(params, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        params, state = jax.lax.scan(step, (params, init(params)), length=400)[0]
+        return diffopt.exact_params(params, state), state
+
+    theta, state = simulate(params)
+    assert any(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(state.inner_state))
+    ratio = np.mean(np.asarray(theta, np.float64) ** 2) / variance
+    assert abs(ratio - 1) < 4.5 * np.sqrt(2 / chains)
