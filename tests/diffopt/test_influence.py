@@ -10,6 +10,8 @@ import pytest
 
 import diffopt
 
+pytestmark = pytest.mark.slow
+
 DATA = jnp.array([-1.0, 0.5, 0.5, 2.0])
 OPTIONS = dict(temperature=0.1, step_size=0.3, num_steps=30, burn_in=10, num_chains=3)
 

@@ -13,6 +13,8 @@ import diffopt
 from diffopt.run import program
 from diffopt.run.streams import is_stream
 
+pytestmark = pytest.mark.slow
+
 N, SIZE = 70, 10
 rng = np.random.default_rng(0)
 X = rng.normal(size=(N, 2))
