@@ -302,20 +302,20 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     out = cli.make_folder(args.out)
     console, rows = Console(), []
-    config = {"steps": args.steps, "seeds": args.seeds}
+    config, about = {"steps": args.steps, "seeds": args.seeds}, machine.describe()
     for name, make in PROBLEMS.items():
         problem = make()
         for method in METHODS:
             with console.status(f"{name}, {method}"):
                 row = measure(problem, method, args.steps or problem.steps, args.seeds)
             rows.append({"problem": name, "method": method} | row)
-            result = {"config": config, "machine": machine.describe(), "rows": rows}
+            result = {"config": config, "machine": about, "rows": rows}
             files.write_json(out / "adamw_in_16_bits.json", result)
     shown = Table(*HEAD)
     for line in cells(rows):
         shown.add_row(*line)
     console.print(shown)
-    console.print(machine.line(machine.describe()))
+    console.print(machine.line(about))
     console.print(f"Wrote {out / 'adamw_in_16_bits.json'}")
 
 

@@ -200,8 +200,8 @@ def measure(task: str, method: str, grid: dict, seeds: range, steps: int) -> lis
         found = score(task, hp, seeds, steps)
         for name in [name for name in found if "test" in name and part in (None, name)]:
             rows.append({"method": method + name.removeprefix("test"), "setting": hp} | found[name])
-            means = (scores.plus_minus(x, 3) for x in found[name].values())
-            print(task, rows[-1]["method"], hp, *means, flush=True)
+            shown = (scores.plus_minus(x, 3) for x in found[name].values())
+            print(task, rows[-1]["method"], hp, *shown, flush=True)
     return rows
 
 

@@ -250,15 +250,15 @@ def by_factors(
         turn = lambda v, first=first, size=size, q=q, r=r, shape=values.shape: np.asarray(
             q.T @ jnp.reshape(v[:, first : first + size], (-1, *shape)) @ r
         ).reshape(len(v), -1)
-        scaled = turn(g) / (np.asarray(values).ravel() + DECAY + damping)
-        total = total - ((scaled * turn(g)).sum(1) if t is None else scaled @ turn(t).T)
+        turned = turn(g)
+        scaled = turned / (np.asarray(values).ravel() + DECAY + damping)
+        total = total - ((scaled * turned).sum(1) if t is None else scaled @ turn(t).T)
         first += size
     return np.asarray(total)
 
 
 def sampled(
     params: Params, data: Data, test: Data | None, setting: Setting, steps: int, chains: int,
-    every: int = 10,
 ) -> tuple[np.ndarray, float]:  # fmt: skip
     """By chains at a temperature: the influence, and the median of its signal over its error."""
     temperature = setting.temperature / len(data[1])
@@ -269,7 +269,7 @@ def sampled(
     found = diffopt.influence(
         loss, params, data, None if test is None else lambda params: losses(params, test),
         temperature=temperature, localization=setting.damping / temperature, sampler=decayed,
-        step_size=setting.step_size, num_steps=steps, burn_in=steps // 10, every=every,
+        step_size=setting.step_size, num_steps=steps, burn_in=steps // 10, every=10,
         num_chains=chains,
     )  # fmt: skip
     signal = float(np.median(np.abs(found.values) / found.standard_errors))
@@ -293,7 +293,7 @@ def compare(
     """Each method's score on retraining a network of these sizes, and the seconds it took."""
     data, test = load_digits(TRAIN)
     params, _ = jax.jit(partial(train, sizes, steps))(jax.random.key(0), data)
-    number = sum(w.size for w in params)
+    number = count(sizes)
     rng = np.random.default_rng(1)
     chosen = np.stack([rng.permutation(TRAIN)[: TRAIN // 2] for _ in range(halves)])
     began = time.perf_counter()
@@ -352,11 +352,11 @@ def doubt_labels(
 ) -> None:  # fmt: skip
     """For each method the share of wrong labels among the hundred that it doubts most, by seed."""
     found: dict[str, list[float]] = {}
+    (x, labels), _ = load_digits(LABELS)
     for seed in range(seeds):
-        (x, y), _ = load_digits(LABELS)
         rng = np.random.default_rng(seed)
         wrong = rng.permutation(LABELS)[:WRONG]
-        y = y.at[wrong].add(jnp.asarray(rng.integers(1, CLASSES, WRONG), jnp.int32)) % CLASSES
+        y = labels.at[wrong].add(jnp.asarray(rng.integers(1, CLASSES, WRONG), jnp.int32)) % CLASSES
         data = x, y
         params, along = jax.jit(partial(train, sizes, steps))(jax.random.key(seed), data)
         g = np.asarray(gradients(params, data))

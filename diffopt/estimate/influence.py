@@ -9,15 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._types import Batch, Key, Loss, Params, Sampler
-from ..inputs.callables import check_concrete, check_loss, check_sampler
+from ..inputs.callables import check_sampler
 from ..inputs.keys import check_key
 from ..inputs.scalars import check_int, check_number
-from ..inputs.trees import check_inexact, place_beside, refuse_statistics
-from ..run.batches import count_examples, shape_batch
+from ..inputs.trees import leading_length, place_beside
 from ..run.chains import own_mesh
 from ..run.sample import sample
 from ..samplers.sgld import sgld
-from .learning_coefficient import keep_nothing, localize, losses_of_examples
+from .learning_coefficient import check_run, keep_nothing, localize, losses_of_examples
 
 SEGMENT_BYTES = 2**28  # of losses and observables that are held between two sums
 
@@ -164,25 +163,19 @@ def influence(
     check_number("step_size", step_size, positive=True)
     check_number("temperature", temperature, positive=True)
     check_number("localization", localization)
-    num_steps = check_int("num_steps", num_steps, least=1)
-    burn_in = check_int("burn_in", burn_in, least=0)
-    if burn_in >= num_steps:
-        raise ValueError(f"burn_in must be < num_steps = {num_steps}, got {burn_in}")
     every = check_int("every", every, least=1)
     num_chains = check_int("num_chains", num_chains, least=2)
-    check_inexact(params)
-    check_concrete("influence", params=params, data=data, key=key)
-    refuse_statistics(params)
-    number = count_examples(data, batch_size)
-    batch_size = None if batch_size is None else check_int("batch_size", batch_size)
     check_sampler(sampler)
-    check_loss(loss, params, *(() if data is None else (shape_batch(data, batch_size),)))
+    num_steps, burn_in, batch_size = check_run(
+        "influence", loss, params, data, num_steps, burn_in, batch_size, key
+    )
     params, data = jax.tree.map(jnp.asarray, (params, data))
     data = place_beside(data, params)
     if perturbation is None:
-        if number is None:
+        if data is None:
             raise ValueError("influence needs data or a perturbation, got data=None")
-        perturbation = partial(losses_of_examples, loss, batch_size or number, data=data)
+        at_once = batch_size or leading_length("data", data, "examples")
+        perturbation = partial(losses_of_examples, loss, at_once, data=data)
     shapes = [_shape_values("perturbation", perturbation, params)]
     if observable is not None:
         shapes.append(_shape_values("observable", observable, params))

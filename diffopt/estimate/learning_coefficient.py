@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .._types import Batch, Loss, Params, Sampler
+from .._types import Batch, Key, Loss, Params, Sampler
 from ..inputs.callables import check_concrete, check_loss, check_sampler
 from ..inputs.keys import check_key
 from ..inputs.scalars import check_int, check_number
@@ -348,17 +348,9 @@ def _run(
 
     L is not finite at the end of a chain that diverged.
     """
-    num_steps = check_int("num_steps", num_steps, least=1)
-    burn_in = check_int("burn_in", burn_in, least=0)
-    if burn_in >= num_steps:
-        raise ValueError(f"burn_in must be < num_steps = {num_steps}, got {burn_in}")
-    check_inexact(params)
-    check_concrete("sample", params=params, data=data, key=key)
-    refuse_statistics(params)
-    count_examples(data, batch_size)
-    batch_size = None if batch_size is None else check_int("batch_size", batch_size)
-    batch = () if data is None else (shape_batch(data, batch_size),)
-    check_loss(loss, params, *batch)
+    num_steps, burn_in, batch_size = check_run(
+        "sample", loss, params, data, num_steps, burn_in, batch_size, key
+    )
     data = place_beside(data, params)
     run = partial(
         sample, tx, num_steps=num_steps, num_chains=num_chains, key=key, transform=keep_nothing
@@ -382,6 +374,24 @@ def _run(
     return wide, float(jnp.finfo(losses.dtype).eps * starts[np.isfinite(starts)].max(initial=0))
 
 
+def check_run(
+    caller: str, loss: Loss, params: Params, data: Batch, num_steps: int, burn_in: int,
+    batch_size: int | None, key: Key,
+) -> tuple[int, int, int | None]:  # fmt: skip
+    """The steps, those of the burn-in and the size of a batch, after the checks on a run."""
+    num_steps = check_int("num_steps", num_steps, least=1)
+    burn_in = check_int("burn_in", burn_in, least=0)
+    if burn_in >= num_steps:
+        raise ValueError(f"burn_in must be < num_steps = {num_steps}, got {burn_in}")
+    check_inexact(params)
+    check_concrete(caller, params=params, data=data, key=key)
+    refuse_statistics(params)
+    count_examples(data, batch_size)
+    batch_size = None if batch_size is None else check_int("batch_size", batch_size)
+    check_loss(loss, params, *(() if data is None else (shape_batch(data, batch_size),)))
+    return num_steps, burn_in, batch_size
+
+
 def _widen(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
@@ -400,7 +410,6 @@ def losses_of_examples(loss: Loss, batch_size: int, params: Params, data: Batch)
 
 def _compute_losses(loss: Loss, params: Params, data: Batch, batch_size: int) -> jax.Array:
     """The loss of each example, `[example]`; `batch_size` of them are in memory at once."""
-
     params, data = jax.tree.map(jnp.asarray, (params, data))
     losses = partial(losses_of_examples, loss, batch_size)
     return compile_program(losses, params, data)(params, data)

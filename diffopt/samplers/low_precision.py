@@ -384,10 +384,8 @@ def low_precision(
             moved = _residual(p, q) + u.astype(jnp.float32)
             rounded = round_at_random(start + moved, p.dtype, bits)
             update = _round_to(rounded.astype(jnp.float32) - start, g.dtype)
-            after = _round_to(start + update, p.dtype).astype(
-                p.dtype
-            )  # as optax.apply_updates does
-            rest = (moved - (_widen(after) - start)) / _unit(after)
+            after = _round_to(start + update, p.dtype)  # as optax.apply_updates does
+            rest = (moved - (after - start)) / _unit(after.astype(p.dtype))
             rest = jnp.floor(rest + _second_16_bits(bits).astype(jnp.float32) * np.float32(2**-16))
             rest = jnp.clip(rest, -(2**15), 2**15 - 1).astype(jnp.int16)
             rounded, rest = _pass_in_one_word(rounded, rest)
