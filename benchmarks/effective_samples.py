@@ -32,7 +32,7 @@ from sklearn.datasets import load_diabetes
 
 import diffopt
 
-from .lib import cli, files, machine, problems
+from .lib import cli, files, machine, problems, timing
 from .lib.tables import Tables, load, markdown, origin
 
 CHAINS, UNITS, HELD_OUT = 4, 50, 42
@@ -127,12 +127,9 @@ def starts(model: Model) -> jax.Array:
     return jax.vmap(model.start)(jax.random.split(jax.random.key(1), CHAINS))
 
 
-def run_timed(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
-    """The result of a compiled function and its seconds without compilation."""
-    compiled = jax.jit(function).lower(*args).compile()
-    clock = time.perf_counter()
-    result = jax.block_until_ready(compiled(*args))
-    return result, time.perf_counter() - clock
+def count_nuts(steps: int) -> tuple[int, int]:
+    """The draws and the warm-up of NUTS, whose trees take many gradients a draw."""
+    return max(steps // 20, 10), max(steps // 40, 50)
 
 
 def run_diffopt(model: Model, steps: int, friction: float) -> Run:
@@ -156,7 +153,7 @@ def run_diffopt(model: Model, steps: int, friction: float) -> Run:
 
 def run_nuts(model: Model, steps: int) -> Run:
     """BlackJAX's NUTS, a chain after another: side by side the longest tree makes all wait."""
-    draws, warmup = max(steps // 20, 10), max(steps // 40, 50)
+    draws, warmup = count_nuts(steps)
 
     def adapt(chain: tuple[jax.Array, jax.Array]) -> Any:
         key, theta = chain
@@ -176,11 +173,13 @@ def run_nuts(model: Model, steps: int) -> Run:
 
     keys = jax.random.split(jax.random.key(2), (2, CHAINS))
     clock = time.perf_counter()
-    (tuned, tuning_gradients), _ = run_timed(
+    (tuned, tuning_gradients), _ = timing.run_compiled(
         lambda *args: jax.lax.map(adapt, args), keys[0], starts(model)
     )
     tuning_seconds = time.perf_counter() - clock
-    (path, gradients), seconds = run_timed(lambda *args: jax.lax.map(chain, args), keys[1], tuned)
+    (path, gradients), seconds = timing.run_compiled(
+        lambda *args: jax.lax.map(chain, args), keys[1], tuned
+    )
     return Run(path, float(gradients.sum()), seconds, float(tuning_gradients.sum()), tuning_seconds)
 
 
@@ -207,9 +206,9 @@ def run_mclmc(model: Model, steps: int) -> Run:
 
     keys = jax.random.split(jax.random.key(3), (2, CHAINS))
     clock = time.perf_counter()
-    (states, tuned, number), _ = run_timed(jax.vmap(adapt), keys[0], starts(model))
+    (states, tuned, number), _ = timing.run_compiled(jax.vmap(adapt), keys[0], starts(model))
     tuning_seconds = time.perf_counter() - clock
-    path, seconds = run_timed(jax.vmap(chain), keys[1], states, tuned)
+    path, seconds = timing.run_compiled(jax.vmap(chain), keys[1], states, tuned)
     tuning_gradients = 2.0 * float(jnp.sum(jnp.broadcast_to(number, (CHAINS,))))
     return Run(path, 2 * CHAINS * steps, seconds, tuning_gradients, tuning_seconds)
 
@@ -217,7 +216,7 @@ def run_mclmc(model: Model, steps: int) -> Run:
 def run_numpyro(model: Model, steps: int) -> Run:
     """NumPyro's NUTS at its defaults, a chain after another; its `MCMC` compiles at every call."""
     infer = importlib.import_module("numpyro.infer")
-    draws, warmup = max(steps // 20, 10), max(steps // 40, 50)
+    draws, warmup = count_nuts(steps)
     kernel = infer.NUTS(potential_fn=lambda theta: -model.log_density(theta))
 
     def walk(state: Any, length: int) -> Any:
@@ -235,11 +234,11 @@ def run_numpyro(model: Model, steps: int) -> Run:
         for key, theta in zip(keys, starts(model), strict=True)
     ]
     state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    (tuned, _, tuning_gradients), _ = run_timed(
+    (tuned, _, tuning_gradients), _ = timing.run_compiled(
         lambda state: jax.lax.map(lambda s: walk(s, warmup), state), state
     )
     tuning_seconds = time.perf_counter() - clock
-    (_, path, gradients), seconds = run_timed(
+    (_, path, gradients), seconds = timing.run_compiled(
         lambda state: jax.lax.map(lambda s: walk(s, draws), state), tuned
     )
     return Run(path, float(gradients.sum()), seconds, float(tuning_gradients.sum()), tuning_seconds)

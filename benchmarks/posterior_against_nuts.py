@@ -8,8 +8,6 @@ diabetes data, where the log-likelihood of held-out patients is compared.
 """
 
 import sys
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +24,7 @@ from sklearn.model_selection import ShuffleSplit
 
 import diffopt
 
-from .lib import cli, files, machine, plots
+from .lib import cli, files, machine, plots, timing
 from .lib.plots import plt
 from .lib.tables import Tables, load, markdown, origin
 
@@ -130,7 +128,7 @@ def run_diffopt(
         vstep = jax.vmap(step, in_axes=(0, None))
         return jax.lax.scan(vstep, carry, jax.random.split(batch_key, steps))[0][2]
 
-    kept, seconds = run_timed(run, key)
+    kept, seconds = timing.run_compiled(run, key)
     passes = steps * chains * (batch_size / len(problem.y) if batch_size else 1)
     return Sampled(diffopt.draws(kept), seconds, passes)
 
@@ -158,16 +156,8 @@ def run_nuts(problem: Problem, key: jax.Array, *, warmup: int, draws: int = 100)
         return jax.tree.map(lambda p: p[::2], path), total
 
     keys = jax.random.split(key, CHAINS)
-    (samples, gradients), seconds = run_timed(jax.jit(jax.vmap(chain)), keys)
+    (samples, gradients), seconds = timing.run_compiled(jax.vmap(chain), keys)
     return Sampled(samples, seconds, float(gradients.sum()))
-
-
-def run_timed(fn: Callable[..., Any], *args: Any) -> tuple[Any, float]:
-    """The result of the compiled `fn(*args)` and its seconds without compilation."""
-    compiled = fn.lower(*args).compile()  # type: ignore[attr-defined]
-    clock = time.perf_counter()
-    result = jax.block_until_ready(compiled(*args))
-    return result, time.perf_counter() - clock
 
 
 # The toy

@@ -27,6 +27,14 @@ def make_run(program: Callable[[], Any]) -> Run:
     return run
 
 
+def run_compiled(program: Any, *args: Any) -> tuple[Any, float]:
+    """What `program(*args)` gives under `jit`, and its seconds without compilation."""
+    compiled = jax.jit(program).lower(*args).compile()
+    start = time.perf_counter()
+    result = jax.block_until_ready(compiled(*args))
+    return result, time.perf_counter() - start
+
+
 def time_in_turn(
     runs: Mapping[Name, Run],
     rounds: int,
