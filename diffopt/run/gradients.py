@@ -73,7 +73,7 @@ def control_variate(
         (N - n) / (n (N - 1)) Cov_i[H_i (θ - c)],    of a plain batch that of ∇l_i(θ) in place
 
     So it pays where the chain stays near c: with c the mode of a posterior of d parameters, T = 1/N
-    and a model that fits, the variance is lower by a factor near N/d (`docs/derivations.md`). Far
+    and a model that fits, the variance is lower by a factor near N/d (`docs/theory/derivations.md`). Far
     from c, as in a network that moves from mode to mode, it is higher than that of plain batches:
     use `svrg` or none.
 

@@ -16,7 +16,7 @@ from tests.helpers import ROOT, SAMPLERS, on_devices, report
 
 CASES = [*((name, "gaussian") for name in SAMPLERS), ("sgld", "gaussian16"), ("sgld", "rademacher")]
 STEPS = 3
-PAGE = (ROOT / "docs" / "devices.md").read_text()
+PAGE = (ROOT / "docs" / "tutorials" / "devices.md").read_text()
 
 
 def sampler(name, noise):
