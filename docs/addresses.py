@@ -6,7 +6,7 @@ from typing import Any
 
 FOLDERS = {
     "tutorials": "cnn sampling devices bfloat16 learning_coefficient transformer",
-    "guides": "from_optimizers temperature annealing where_the_noise_pays training_noise"
+    "guides": "checkpoints chains serialization numpyro from_optimizers temperature annealing where_the_noise_pays training_noise"
     " diagnostics frameworks frozen constraints loaders loops coming_from",
     "theory": "derivations",
 }
@@ -17,6 +17,13 @@ MOVED |= {
     "results_claims": "results/claims",
     "results_costs": "results/costs",
     "results_posterior": "results/posterior",
+    "results_scaling": "results/costs",
+    "faq": "guides/questions",
+    "recipes": "guides/from_optimizers",
+    "peers": "guides/coming_from",
+    "preemption": "guides/checkpoints",
+    "logging": "guides/checkpoints",
+    "hosts": "tutorials/devices",
 }
 PAGE = '<!doctype html><meta charset="utf-8"><title>Moved</title>\
 <meta http-equiv="refresh" content="0; url={to}"><link rel="canonical" href="{to}"><a href="{to}">{to}</a>'

@@ -17,7 +17,6 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from sklearn.datasets import load_digits
 
 import diffopt
 from benchmarks import tables
@@ -50,13 +49,12 @@ def run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
 @pytest.mark.slow
 def test_the_quickstart_runs(tmp_path, monkeypatch):
     """And with it the README, whose Python it is."""
-    assert blocks(README) == blocks(DOCS / "quickstart.md")[:2]
+    assert blocks(README) == blocks(DOCS / "quickstart.md")[:1]
     names = run(DOCS / "quickstart.md", tmp_path, monkeypatch)
-    x, y = load_digits(return_X_y=True)
-    assert (names["logits"](names["params"], x[1500:]).argmax(1) == y[1500:]).mean() > 0.9
     assert (tmp_path / "diabetes.png").exists()
-    covered = (names["low"] < names["y"]) & (names["y"] < names["high"])
-    assert 0.85 < covered.mean() < 0.95
+    assert 0.85 < names["covered"] < 0.95
+    (_, adamw), (accuracy, average) = names["scores"].values()
+    assert accuracy > 0.9 and average < adamw
 
 
 @pytest.mark.parametrize("page", LONG)
@@ -195,8 +193,8 @@ def loops(names):
     assert abs(names["average"].var() / T - 0.28) < 0.28 * error
 
 
-def preemption(names):
-    """Draws outlive a full disk, and a SIGTERM that is made a Ctrl-C."""
+def checkpoints(names):
+    """Draws outlive a full disk, and a SIGTERM that is made a Ctrl-C; writers take what is logged."""
     draws = names["samples"].draws["w"]
     assert 4 <= draws.shape[1] <= 10 and np.isfinite(draws).all()
 
@@ -211,9 +209,6 @@ def preemption(names):
         )  # fmt: skip
     assert 100 < int(samples.state.step) < 10**6
 
-
-def logging(names):
-    """The writers are given what the services take."""
     said = []
 
     class Writer:
@@ -272,7 +267,7 @@ CHECKS = {
     check.__name__: check
     for check in (
         sampling, temperature, from_optimizers, frameworks, frozen, constraints, numpyro, loaders,
-        loops, preemption, logging, annealing, diagnostics, chains, transformer,
+        loops, checkpoints, annealing, diagnostics, chains, transformer,
     )
 }  # fmt: skip
 
@@ -300,7 +295,11 @@ def test_every_public_name_has_its_place_in_the_api():
     assert sorted(documented) == sorted(public)
 
 
-@pytest.mark.parametrize("page", [README, DOCS / "quickstart.md"], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [README, DOCS / "quickstart.md", DOCS / "guides" / "questions.md"],
+    ids=lambda page: page.stem,
+)
 def test_the_chinese_page_has_the_same_code(page):
     chinese = README.with_suffix(".zh-CN.md") if page == README else DOCS / "zh" / page.name
     fences = r"^```.*?^```$"
@@ -312,13 +311,13 @@ def test_the_chinese_page_has_the_same_code(page):
 def test_the_links_of_a_readme_lead_somewhere(page):
     """Those of the site are held by `mkdocs build --strict`."""
     links = re.findall(r"\]\(([^)#]+)", page.read_text("utf-8"))
-    assert len(links) > 20
+    assert len(links) > 15
     for link in links:
         assert link.startswith("https://") or (ROOT / link).exists(), link
 
 
 def test_the_readme_is_short():
-    assert len(README.read_text().splitlines()) <= 150
+    assert len(README.read_text().splitlines()) <= 90
 
 
 @pytest.mark.slow
@@ -354,7 +353,7 @@ def test_a_checkpoint_loses_nothing(tmp_path):
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
     """SIGTERM before the second piece is saved, between its two files, and after it."""
-    script = blocks(DOCS / "guides" / "preemption.md")[0]
+    script = blocks(DOCS / "guides" / "checkpoints.md")[0]
     kill = """
 import os, signal
 before, calls = save, []

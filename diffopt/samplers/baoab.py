@@ -35,7 +35,7 @@ def baoab(
     taken as one: one gradient a step, and the positions are those of BAOAB. Where a schedule
     changes h, each half has the size of its own step.
 
-    The stationary density of θ is proportional to exp(-L(θ)/T) and that of v is N(0, T), with an
+    The stationary density of θ is proportional to exp(-L(θ)/T), and v is N(0, T), with an
     error of weak order 2 (of order 4 in θ when the friction is large). On L = kθ²/2 there is
     none: Var θ = T/k and Var v = T at every stable step, that is h < 2/√k.
 

@@ -17,7 +17,7 @@ def langevin(
     key: int | jax.Array = 0,
     noise: Noise = "gaussian",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Add the noise of a Langevin diffusion to the gradients that pass.
+    r"""Add the noise of a Langevin diffusion to the gradients.
 
     With a learning rate η, `g ← g + √(2D/η) ξ`, ξ ~ N(0, I). `optax.sgd(η)` multiplies what
     reaches it by -η, so that

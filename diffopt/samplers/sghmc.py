@@ -36,7 +36,7 @@ def sghmc(
         Var θ = T / (k (1 - ηk / (2(1 + m))))
         Var v = 2ηT / ((1 + m) (1 - ηk / (2(1 + m))))
 
-    so that the error is of weak order 1 in η, and smaller than that of `sgld` at the same η by
+    so that the error is of weak order 1 in η, and smaller than the error of `sgld` at the same η by
     the factor 1 + m; `baoab` has none at all on a quadratic. (With h² = 2η/(1 + m) the step is
     the leapfrog method of Brünger, Brooks & Karplus, of order 2 in h.) A minibatch whose gradients
     have variance σ² adds η²σ² to the variance of each step's noise and raises the temperature to

@@ -23,8 +23,8 @@ def ubu(
     r"""Langevin dynamics split as UBU: its paths are of strong order 2, at one gradient a step.
 
     The diffusion dθ = v dt, dv = -∇L dt - γv dt + √(2γT) dW is split into two parts: a kick by
-    the gradient (B), and all the rest (U), a free particle in a heat bath, which has an exact
-    solution too: θ and v move together, driven by one Brownian path. In steps of length h, with
+    the gradient (B), and all the rest (U), a free particle in a heat bath. U has an exact solution
+    too: θ and v move together, driven by one Brownian path. In steps of length h, with
     c = exp(-γh), x = γh/2 and two independent ξ, ζ ~ N(0, I):
 
         v ← v - h ∇L(θ)                                                 B

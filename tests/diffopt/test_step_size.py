@@ -208,7 +208,7 @@ def test_bad_input(message, bad):
     [
         (3, "called as .*key=key.*'int' object is not callable"),
         (diffopt.langevin, "sampler must be called as .*key=key"),
-        (lambda h, T, key: 0.5, "must give an Optax transformation, got 0.5"),
+        (lambda h, T, key: 0.5, "must return an Optax transformation, got 0.5"),
     ],
 )
 def test_what_is_no_sampler(sampler, message):
