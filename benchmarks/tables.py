@@ -3,8 +3,8 @@
     python -m benchmarks.tables           # rewrite them in README*.md and docs
     python -m benchmarks.tables claims    # print one
 
-In a page a table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. How it is made
-is told by the `tables()` of the program that wrote the results. This program alone imports others.
+In a page a table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. The program that
+wrote the results makes it, in its `tables()`. This program alone imports others.
 """
 
 import argparse

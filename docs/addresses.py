@@ -6,7 +6,8 @@ from typing import Any
 
 FOLDERS = {
     "tutorials": "cnn sampling devices bfloat16 learning_coefficient transformer",
-    "guides": "checkpoints chains serialization numpyro from_optimizers temperature annealing where_the_noise_pays training_noise"
+    "guides": "checkpoints chains serialization numpyro from_optimizers temperature annealing"
+    " where_the_noise_pays training_noise"
     " diagnostics frameworks frozen constraints loaders loops coming_from",
     "theory": "derivations",
 }
@@ -25,8 +26,10 @@ MOVED |= {
     "logging": "guides/checkpoints",
     "hosts": "tutorials/devices",
 }
-PAGE = '<!doctype html><meta charset="utf-8"><title>Moved</title>\
-<meta http-equiv="refresh" content="0; url={to}"><link rel="canonical" href="{to}"><a href="{to}">{to}</a>'
+PAGE = (
+    '<!doctype html><meta charset="utf-8"><title>Moved</title>'
+    '<meta http-equiv="refresh" content="0; url={to}"><a href="{to}">{to}</a>\n'
+)
 
 
 def on_post_build(config: Any, **kwargs: Any) -> None:

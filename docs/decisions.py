@@ -1,4 +1,7 @@
-"""Draw which part of diffopt answers which question: `python docs/decisions.py` writes images/decisions*.svg."""
+"""Draw which part of diffopt answers which question.
+
+python docs/decisions.py    # writes docs/images/decisions.svg and its Chinese twin
+"""
 
 from pathlib import Path
 
@@ -18,14 +21,14 @@ QUESTIONS = {
             "langevin, cooled to 0",
             "replica_exchange",
         ),
-        ("How complex is", "this minimum?", "local_learning_coefficient", "wbic"),
+        ("Compare how complex", "two minima are?", "local_learning_coefficient", "wbic"),
     ],
     ".zh": [
         ("需要区间", "或后验？", "精确梯度：baoab", "小批量：sghmc"),
         ("权重是 16 位的？", "", "low_precision", "套在优化器外面"),
         ("数据少，", "或标签有错？", "weight_noise", "label_noise"),
         ("优化器停在", "不好的极小点？", "langevin，降温到 0", "replica_exchange"),
-        ("这个极小点", "有多复杂？", "local_learning_coefficient", "wbic"),
+        ("要比较极小点", "的复杂度？", "local_learning_coefficient", "wbic"),
     ],
 }
 WORDS = {"": ("yes", "no", "Keep your optimizer."), ".zh": ("是", "否", "继续用现有的优化器。")}

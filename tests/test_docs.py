@@ -194,7 +194,7 @@ def loops(names):
 
 
 def checkpoints(names):
-    """Draws outlive a full disk, and a SIGTERM that is made a Ctrl-C; writers take what is logged."""
+    """Draws outlive a full disk and a SIGTERM made a Ctrl-C; writers take what is logged."""
     draws = names["samples"].draws["w"]
     assert 4 <= draws.shape[1] <= 10 and np.isfinite(draws).all()
 
