@@ -3,7 +3,7 @@
     python -m benchmarks.tables           # rewrite them in README*.md and docs
     python -m benchmarks.tables claims    # print one
 
-In a page a table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. The program that
+A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. The program that
 wrote the results makes it, in its `tables()`. This program alone imports others.
 """
 
