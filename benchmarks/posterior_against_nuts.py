@@ -84,7 +84,7 @@ def density(problem: Problem, params: Any, x: jax.Array, y: jax.Array) -> jax.Ar
 
 
 def mean_loss(problem: Problem, params: Any, index: Any) -> jax.Array:
-    """Mean negative log posterior over the examples, estimated from those of a minibatch."""
+    """Mean negative log posterior over the examples, estimated from a minibatch."""
     log_prior = sum(
         -jnp.sum((params[name] / scale) ** 2) / 2 for name, scale in prior_scales(problem).items()
     )

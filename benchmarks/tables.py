@@ -60,7 +60,7 @@ def fill(page: str) -> str:
 
 @cli.program("tables")
 def main(argv: list[str] | None = None) -> None:
-    """Print the tables that are named, or rewrite those of all pages."""
+    """Print the named tables, or rewrite the tables of all pages."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

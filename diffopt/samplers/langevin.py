@@ -30,7 +30,7 @@ def langevin(
     samples the Bayesian posterior. The scheme has weak order 1: on L = kθ²/2 its stationary
     variance is D / (k (1 - ηk/2)).
 
-    Without a learning rate, `g ← g + √(2D) ξ`: gradient noise of covariance 2D, like that of a
+    Without a learning rate, `g ← g + √(2D) ξ`: gradient noise of covariance 2D, as from a
     minibatch. After `optax.sgd(η)` the chain is then at temperature D·η, which is smaller than D
     by the factor η: with a constant η, `langevin(D)` is `langevin(D * lr, learning_rate=lr)`.
 

@@ -271,8 +271,8 @@ def _exchange(states: Any, grads: Any, factors: jax.Array, source: jax.Array) ->
     """`states` after the swaps: velocities times the factor of their chain, frictions of the rung.
 
     It is the velocity at θ that is scaled, for which the state's `half_kick` says how much of the
-    gradient to take. A thermostat's friction belongs to the temperature it has found it at: chain i
-    takes over that of chain `source[i]`.
+    gradient to take. A thermostat's friction belongs to its temperature: chain i
+    takes over the friction of chain `source[i]`.
     """
     at_path = {jax.tree_util.keystr(p): g for p, g in jax.tree_util.tree_leaves_with_path(grads)}
 

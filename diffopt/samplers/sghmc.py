@@ -44,8 +44,8 @@ def sghmc(
 
     Where a schedule changes η, v is first taken into the units of the new step, √(η'/η) times what
     it was (to be exact, v ← c'∇L + √(η'/η) (v - c∇L) with c = η/(1 + m), as v stands half a kick
-    behind θ). So the chain stays at T, and Var θ goes over to that of the present η, however far η
-    jumps. Where η is 0 nothing moves, and v waits.
+    behind θ). So the chain stays at T, and Var θ approaches its value at the present η, however
+    far η jumps. Where η is 0 nothing moves, and v waits.
 
     With a constant η it is `optax.sgd(η, momentum=m)` at T = 0, and also
     `chain(langevin((1 - m) T, learning_rate=η), optax.sgd(η, momentum=m))`: the same step with the

@@ -65,7 +65,7 @@ def sgnht(
 
     The joint stationary density of the diffusion is proportional to exp(-L/T - u·u/(2T)) times
     an inverse gamma density of α, of shape 2d + 1 and mean 1 - m, for any d
-    (`docs/theory/derivations.md`); that of the step has weak order 1 in η. On L = k|θ|²/2 with many
+    (`docs/theory/derivations.md`); the step has weak order 1 in η. On L = k|θ|²/2 with many
     parameters, where α becomes a constant α*, Var θ = T/k exactly at every stable step for
     gradients with noise of the same variance σ² in every direction:
 

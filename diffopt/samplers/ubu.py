@@ -37,7 +37,7 @@ def ubu(
     `baoab` but for a shorter drift and the second increment. v stands behind θ by the kick c∇L with
     c = h/2 (1 - coth x + 1/x), near half of one; where a schedule changes h, v ← v + (c' - c)∇L.
 
-    Its paths are those of the diffusion with an error of strong order 2: √E|θ - θ(t)|² = O(h²) for
+    Its paths follow the diffusion with an error of strong order 2: √E|θ - θ(t)|² = O(h²) for
     the same Brownian path, with an error of O(h) in v, which stands half a kick behind. The
     stationary density of θ is proportional to exp(-L/T) with an error of order 2. On L = kθ²/2,
     where it is stable for h²k < 2γh / tanh(γh/2), a little beyond `baoab`'s 4,
