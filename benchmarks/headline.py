@@ -4,6 +4,7 @@ from functools import partial
 from statistics import mean
 
 from .lib.tables import Tables, load, markdown
+from .trial.protocol import panel
 from .trial.tables import verdicts
 
 HEADLINES = {
@@ -38,17 +39,29 @@ HEADLINES = {
         "在梯度计算次数相同时，标准误为 {ours:.1f}，devinterp 为 {theirs:.1f}",
     ),
 }
-CLAIMS = {
+ORIGIN = {
     "en": (
         "The project began as a test of a Chinese article that recommends diffusions as optimizers."
-        " On [a fair trial]({docs}results/claims.md) {holds} of its five claims hold,"
-        " {open} are open and {fails} fail."
+        " Its claims on [a fair trial]({docs}results/claims.md):"
     ),
     "zh": (
         "项目起因是检验一篇把扩散当作优化器的中文文章。"
-        "该文的五个论断经[公平检验]({docs}results/claims.md)，"
-        "{holds} 个成立，{open} 个未定，{fails} 个不成立。"
+        "该文论断的[公平检验]({docs}results/claims.md)结果："
     ),
+}
+CLAIMS = {
+    "en": panel.TITLES,
+    "zh": {
+        "escapes": "能逃离极小点",
+        "stable": "保持学习能力",
+        "overfits": "减轻过拟合",
+        "tuning": "少调参",
+        "cost": "开销小",
+    },
+}
+VERDICTS = {
+    "en": {"holds": "holds", "open": "open", "fails": "fails"},
+    "zh": {"holds": "成立", "open": "未定", "fails": "不成立"},
 }
 PLACES = {"readme": "docs/", "index": "", "zh_readme": "docs/", "zh_index": "../"}
 
@@ -62,7 +75,7 @@ def tables() -> Tables:
 
 
 def headline(language: str, docs: str) -> str:
-    """A figure for each use, and how many of the article's claims hold."""
+    """A figure for each use, and the verdict on each of the article's claims."""
     sgld, nuts = (
         load("posterior_against_nuts.json")["diabetes"][name] for name in ("sgld", "NUTS")
     )
@@ -87,8 +100,16 @@ def headline(language: str, docs: str) -> str:
         "theirs": learning["devinterp"]["standard_error"],
         **accuracy,
     }
-    tried = [summary.verdict for summary in verdicts()]
-    counts = {verdict: tried.count(verdict) for verdict in ("holds", "open", "fails")}
     cells = [text.format(docs=docs, **figures) for text in HEADLINES[language]]
     head, *rows = zip(cells[::2], cells[1::2], strict=True)
-    return f"{markdown(head, rows, left=2)}\n\n{CLAIMS[language].format(docs=docs, **counts)}"
+    uses = markdown(head, rows, left=2)
+    return f"{uses}\n\n{ORIGIN[language].format(docs=docs)}\n\n{claims(language)}"
+
+
+def claims(language: str) -> str:
+    """The article's claims, and the verdict on each."""
+    tried = verdicts()
+    titles = [CLAIMS[language][summary.claim] for summary in tried]
+    return markdown(
+        titles, [[VERDICTS[language][summary.verdict] for summary in tried]], left=len(titles)
+    )
