@@ -6,7 +6,7 @@ from typing import Any
 
 FOLDERS = {
     "tutorials": "cnn sampling devices bfloat16 learning_coefficient transformer",
-    "guides": "checkpoints chains serialization numpyro from_optimizers temperature annealing"
+    "guides": "checkpoints chains serialization from_optimizers temperature annealing"
     " where_the_noise_pays training_noise"
     " diagnostics frameworks frozen constraints loaders loops coming_from",
     "theory": "derivations",
@@ -19,6 +19,7 @@ MOVED |= {
     "results_costs": "results/costs",
     "results_posterior": "results/posterior",
     "results_scaling": "results/costs",
+    "numpyro": "guides/constraints",
     "faq": "guides/questions",
     "recipes": "guides/from_optimizers",
     "peers": "guides/coming_from",
