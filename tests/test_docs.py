@@ -53,9 +53,8 @@ def test_the_quickstart_runs(tmp_path, monkeypatch):
     names = run(DOCS / "quickstart.md", tmp_path, monkeypatch)
     assert (tmp_path / "diabetes.png").exists()
     assert 0.85 < names["covered"] < 0.95
-    adamw, average = (list(scores.values()) for scores in names["scores"].values())
-    assert min(adamw[0], average[0]) > 0.95 and adamw[1] < average[1]
-    assert 0.3 < adamw[2] < 0.5 and average[2] < 0.02
+    plain, noisy = names["accuracy"].values()
+    assert noisy > plain + 0.05
 
 
 @pytest.mark.parametrize("page", LONG)
