@@ -23,7 +23,7 @@ IMPORTS = {
     "trial/problems": {"lib", "trial/protocol", "trial/problems"},
     "trial/claims": {"lib", "trial/protocol", "trial/problems"},  # and no other claim
     "trial": {"lib", "trial", "trial/protocol", "trial/problems", "trial/claims"},
-    "headline": {"lib", "trial"},
+    "headline": {"lib", "trial", "trial/protocol"},
     "compare": {"lib", "compare", "trial", "trial/protocol", "trial/claims"},
     "tables": {"lib", "compare", "trial", "headline", *PROGRAMS},
 }
