@@ -1,9 +1,10 @@
-"""What becomes of a diffusion and of a network whose parameters are bfloat16.
+"""What bfloat16 parameters do to a diffusion and to a network in training.
 
     python -m benchmarks.bfloat16 [laws training cost] [--out DIR]
 
-Each element of a vector is a chain of its own. Beside float32, parameters are rounded to nearest,
-as JAX does; rounded at random, with the right mean; or wrapped in `diffopt.low_precision`.
+Each element of a vector is a chain. Four kinds of parameters run side by side: float32; bfloat16
+rounded to nearest, as JAX does; bfloat16 rounded at random, with the right mean; and bfloat16 in
+`diffopt.low_precision`.
 """
 
 import argparse
@@ -341,12 +342,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--chains", type=whole, default=10_000, help="default %(default)s")
     parser.add_argument("--dataset", default="digits", help="digits (default) or cifar10")
-    parser.add_argument(
-        "--data-dir", help="folder that holds cifar10, of TensorFlow Datasets or parquet"
-    )
+    parser.add_argument("--data-dir", help="folder of cifar10: TensorFlow Datasets or parquet")
     parser.add_argument(
         "--scale", type=cli.positive, default=0.1,
-        help="of the learning rates, those of benchmarks.compare being 1 (default %(default)s)",
+        help="factors on the learning rates of benchmarks.compare (default %(default)s)",
     )  # fmt: skip
     parser.add_argument("--epochs", type=whole, default=30, help="default %(default)s")
     parser.add_argument("--batch-size", type=whole, default=32, help="default %(default)s")

@@ -1,10 +1,10 @@
-"""What a chain costs when many run in one program, by one after another and by BlackJAX's SGLD.
+"""The cost of a chain: many in one program, one after another, and BlackJAX's SGLD.
 
     python -m benchmarks.chain_cost [--out DIR]
 
-Every chain is a network of 64-32-10 neurons on scikit-learn's digits, at batch 32. All ways take
-the same gradients on the same batches. They take turns; the median is reported. SGD without noise
-shows what is left of a step for the gradients.
+Every chain is a network of 64-32-10 neurons on scikit-learn's digits, with batches of 32. All
+programs compute the same gradients on the same batches. They take turns, and the median is
+reported. SGD without noise shows what the gradients alone cost.
 """
 
 import statistics

@@ -1,11 +1,11 @@
-"""All that is to be measured on a GPU, one program after another, as one file, in ten minutes.
+"""Every measurement for a GPU, one program after another, in ten minutes and one file.
 
     python -m benchmarks.gpu --json FILE [--data-dir DIR]
 
-The cost of an update, beside the bandwidth of a copy, of ResNet-18, of a transformer and of a
-billion parameters (`benchmarks.step_cost`); of a training step (`benchmarks.train_cost`, which
-needs PyTorch); ResNet-18 on CIFAR-10 in bfloat16 (`benchmarks.resnet`). A program that fails is
-told with the end of what it said, and the others go on.
+It runs `benchmarks.step_cost` (the cost of an update of ResNet-18, of a transformer and of a
+billion parameters, beside the bandwidth of a copy), `benchmarks.train_cost` (the cost of a training
+step; needs PyTorch) and `benchmarks.resnet` (ResNet-18 on CIFAR-10 in bfloat16). If a program
+fails, the end of its output is reported and the others go on.
 """
 
 import json

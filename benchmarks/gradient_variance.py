@@ -1,16 +1,16 @@
-"""Less noise in the gradients: what control variates and SVRG make of variances, and of posteriors.
+"""Control variates and SVRG: how much less gradient noise, and how much better a posterior.
 
     python -m benchmarks.gradient_variance [--out DIR]
 
-The variance of the gradient of a minibatch at draws of the posterior of a logistic regression with
-100,000 synthetic rows: measured, and by theory. Then posteriors that are known, of that regression
+Part one is a logistic regression with 100,000 synthetic rows: the variance of a minibatch gradient
+at draws of the posterior, measured and by theory. Part two has known posteriors, of that regression
 (by Laplace's approximation) and of a linear one on the diabetes data: the variance along each
-eigen-direction over the exact one, for samplers at equal numbers of gradients of examples, each at
-the best of a few step sizes: that at which one chain errs least in its worst direction. Batches are
-those of `diffopt.sample`, epochs in random order, or drawn independently at each step. Two recipes
-that are no part of the library take part: SGHMC whose friction covers the measured covariance of
-the noise, a matrix or its diagonal (Shang et al. 2015, https://arxiv.org/abs/1510.08692, without
-the thermostat).
+eigen-direction over the exact one. Samplers take equal numbers of gradients of examples, each at
+the step size, out of a few, at which one chain errs least in its worst direction. Batches come as
+in `diffopt.sample`, in epochs of random order, or are drawn independently at each step. Two recipes
+are not in the library: SGHMC whose friction covers the measured covariance of the noise, as a
+matrix or as its diagonal (Shang et al. 2015, https://arxiv.org/abs/1510.08692, without the
+thermostat).
 """
 
 import sys
@@ -295,11 +295,14 @@ def main(argv: list[str] | None = None) -> None:
     whole = cli.at_least_one
     parser.add_argument(
         "--steps", type=whole, nargs=2, default=(8000, 50_000), metavar=("LOGISTIC", "DIABETES"),
-        help="of plain minibatches; others take as many gradients (default %(default)s)",
+        help="steps with plain minibatches; others take as many gradients (default %(default)s)",
     )  # fmt: skip
     parser.add_argument("--chains", type=cli.at_least(2), default=8, help="default %(default)s")
     parser.add_argument(
-        "--batches", type=whole, default=2000, help="of each variance (default %(default)s)"
+        "--batches",
+        type=whole,
+        default=2000,
+        help="for each variance (default %(default)s)",
     )
     args = parser.parse_args(argv)
     out = cli.make_folder(args.out)

@@ -1,13 +1,13 @@
-"""The local learning coefficient of the article's network, beside devinterp's, in one run.
+"""The local learning coefficient of one network, estimated by diffopt and by devinterp.
 
     pip install -e ".[bench,torch]" devinterp
     python -m benchmarks.llc_against_devinterp [--out DIR]
 
-Both estimate it by SGLD with the same network, images, temperature, localization, step size,
-batch and number of chains: `diffopt.local_learning_coefficient` all chains in one program,
-devinterp (https://pypi.org/project/devinterp) one after another. devinterp gives the mean loss
-of each step; burn-in is left out here in the same way for both. It asks for rows of tokens and the
-loss of each: a row is the number of an image. Without devinterp the program runs diffopt alone.
+Both run SGLD with the same network, images, temperature, localization, step size, batch and number
+of chains. `diffopt.local_learning_coefficient` runs all chains in one program, devinterp
+(https://pypi.org/project/devinterp) one after another. devinterp returns the mean loss of each
+step; burn-in is left out in the same way for both. devinterp expects rows of tokens, so a row is
+the number of an image. Without devinterp the program runs diffopt alone.
 """
 
 import argparse
@@ -227,11 +227,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read and check the command line."""
     parser = cli.parser("llc_against_devinterp", __doc__)
     whole = cli.at_least_one
-    parser.add_argument("--epochs", type=whole, default=30, help="of training")
+    parser.add_argument("--epochs", type=whole, default=30, help="epochs of training")
     parser.add_argument("--chains", type=whole, default=8)
-    parser.add_argument("--steps", type=whole, default=400, help="of each chain")
+    parser.add_argument("--steps", type=whole, default=400, help="steps of each chain")
     parser.add_argument("--burn-in", type=cli.at_least(0), default=200, help="steps left out")
-    parser.add_argument("--batch", type=whole, default=100, help="examples of a step")
+    parser.add_argument("--batch", type=whole, default=100, help="examples per step")
     parser.add_argument("--step-size", type=cli.positive, default=0.01)
     parser.add_argument("--localization", type=cli.positive, default=100.0)
     args = parser.parse_args(argv)

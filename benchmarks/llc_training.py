@@ -2,11 +2,11 @@
 
     python -m benchmarks.llc_training [--out DIR]
 
-A transformer of one layer learns addition modulo 31 from 60 % of all pairs, with AdamW. It knows
-its pairs by heart long before it can add; while it learns to add, its training loss tells
-nothing. The article's network learns scikit-learn's digits. Along both, `diffopt`'s estimate of
-the local learning coefficient. The transformer's is taken at a temperature of 0.001: at
-log(n)/n = 0.011 for its 576 pairs chains leave the minimum, to a loss near that of guessing.
+A transformer of one layer learns addition modulo 31 from 60 % of all pairs, with AdamW. It
+memorises its pairs long before it can add, and its training loss does not show when it learns to
+add. The article's network learns scikit-learn's digits. The program estimates the local learning
+coefficient along both. For the transformer the temperature is 0.001: at log(n)/n = 0.011, for its
+576 pairs, chains leave the minimum and reach the loss of guessing.
 """
 
 import argparse
@@ -258,8 +258,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read and check the command line."""
     parser = cli.parser("llc_training", __doc__)
     parser.add_argument("--chains", type=cli.at_least(2), default=8)
-    parser.add_argument("--steps", type=cli.at_least(4), default=400, help="of each chain")
-    parser.add_argument("--quick", action="store_true", help="few points, for a test")
+    parser.add_argument("--steps", type=cli.at_least(4), default=400, help="steps of each chain")
+    parser.add_argument("--quick", action="store_true", help="few points, to see that it works")
     return parser.parse_args(argv)
 
 

@@ -1,16 +1,16 @@
-"""25 Gaussians in the plane: SGLD stays where it starts, cyclical SGLD finds them all, and
-replica exchange weighs them right.
+"""25 Gaussians in the plane: SGLD stays where it starts, cyclical SGLD finds all modes, replica
+exchange finds them with the right weights.
 
     python -m benchmarks.mixture [--out DIR]
 
 After figure 2 of Zhang et al., Cyclical Stochastic Gradient MCMC for Bayesian Deep Learning
-(https://arxiv.org/abs/1902.03932). The mixture, the standard normal noise added to every gradient
-and SGLD's schedule (0.043 for 500 steps, then 0.043 t^-0.55) are those of the authors' code; so
-is the start in a random place. Their cyclical chain has a peak of 0.07 and 30 cycles in 50,000
-steps, with noise throughout: `--peak 0.07 --cycles 30 --steps 50000 --explore 0`.
+(https://arxiv.org/abs/1902.03932). As in the authors' code are the mixture, the standard normal
+noise added to every gradient, SGLD's schedule (0.043 for 500 steps, then 0.043 t^-0.55) and the
+random start. Their cyclical chain has a peak of 0.07 and 30 cycles in 50,000 steps, with noise
+throughout: `--peak 0.07 --cycles 30 --steps 50000 --explore 0`.
 
-Replica exchange takes as many gradients: each of its five chains a fifth of the steps. What
-counts is the coldest. A mode's weight is the share of the samples nearest to it, over all chains;
+Replica exchange takes as many gradients: each of its five chains runs a fifth of the steps. The
+coldest chain is scored. A mode's weight is the share of the samples nearest to it, over all chains;
 the distance is half the sum of |weight - 1/25|.
 """
 

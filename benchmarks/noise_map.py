@@ -1,17 +1,17 @@
-"""Map where the noise pays: the article's CNN over batch size, step size and temperature.
+"""Where noise helps: the article's CNN over batch size, step size and temperature.
 
     python -m benchmarks.noise_map --data-dir DIR     # CIFAR-10: hours on a CPU
     python -m benchmarks.noise_map --quick            # digits: a minute, to see that it works
 
-Each run trains the network with weight decay 5e-4 and records the last iterate, and the average
-of the predictions after each epoch of the second half (of a cyclical sampler: after each epoch
-that samples). T = 0 is the optimizer without noise; the kinetic temperature says how hot the
-minibatches make it. Finished runs are kept in `noise_map.jsonl`, one a line, and not run again;
-with `--part 1/2` and `--part 2/2` two processes share the work, best with a core each.
+Each run trains the network with weight decay 5e-4. It records the last iterate, and the average of
+the predictions after each epoch of the second half (for a cyclical sampler: after each epoch that
+samples). T = 0 is the optimizer without noise; its kinetic temperature shows how hot the
+minibatches make it. Finished runs are kept in `noise_map.jsonl`, one per line, and are not run
+again. With `--part 1/2` and `--part 2/2` two processes share the work; give each its own core.
 
-Beside the claim `tuning` of `benchmarks.compare`, which asks how much of a grid of steps and weight
-decays is good at one temperature and with wrong labels, this varies temperature, batch and sampler
-at clean labels and reads how hot a network really is: it says where to look, and tests nothing.
+The claim `tuning` of `benchmarks.compare` asks how much of a grid of step sizes and weight decays
+is good at one temperature and with wrong labels. This program varies temperature, batch and sampler
+with clean labels, and measures the real temperature. It suggests where to look and tests nothing.
 """
 
 import argparse
@@ -279,12 +279,10 @@ def map_table() -> str:
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, train what is missing, show the map."""
     parser = cli.parser("noise_map", __doc__)
-    parser.add_argument(
-        "--data-dir", help="folder that holds cifar10, of TensorFlow Datasets or parquet"
-    )
+    parser.add_argument("--data-dir", help="folder of cifar10: TensorFlow Datasets or parquet")
     parser.add_argument("--seeds", type=cli.at_least_one, default=1, help="how many (default 1)")
     parser.add_argument("--part", type=part, default=(1, 1), metavar="I/N", help="default 1/1")
-    parser.add_argument("--quick", action="store_true", help="a small map of digits")
+    parser.add_argument("--quick", action="store_true", help="a small map on digits")
     args = parser.parse_args(argv)
     path = cli.make_folder(args.out) / "noise_map.jsonl"
     dataset = data.load("digits" if args.quick else "cifar10", args.data_dir)

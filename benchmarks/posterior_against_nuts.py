@@ -2,9 +2,9 @@
 
     python -m benchmarks.posterior_against_nuts [--out DIR]
 
-Two regressions with small tanh networks, sampled with `diffopt` and with BlackJAX's NUTS:
-a one-dimensional toy with a gap in its data, drawn as a fan of functions, and scikit-learn's
-diabetes data, where the log-likelihood of held-out patients is compared.
+Two regressions with small tanh networks, sampled with `diffopt` and with BlackJAX's NUTS. The first
+is one-dimensional with a gap in its data, and is drawn as a fan of functions. The second is
+scikit-learn's diabetes data; it compares the log-likelihood of held-out patients.
 """
 
 import sys
@@ -82,7 +82,7 @@ def density(problem: Problem, params: Any, x: jax.Array, y: jax.Array) -> jax.Ar
 
 
 def mean_loss(problem: Problem, params: Any, index: Any) -> jax.Array:
-    """Mean negative log posterior over the examples, estimated from those of a minibatch."""
+    """Mean negative log posterior over the examples, estimated from a minibatch."""
     log_prior = sum(
         -jnp.sum((params[name] / scale) ** 2) / 2 for name, scale in prior_scales(problem).items()
     )
@@ -339,7 +339,10 @@ def main(argv: list[str] | None = None) -> None:
     """Parse the command line, sample, show."""
     parser = cli.parser("posterior_against_nuts", __doc__)
     parser.add_argument(
-        "--splits", type=cli.at_least_one, default=3, help="of diabetes, default %(default)s"
+        "--splits",
+        type=cli.at_least_one,
+        default=3,
+        help="of the diabetes data (default %(default)s)",
     )
     parser.add_argument("--quick", action="store_true", help="a twentieth of the work, for a test")
     args = parser.parse_args(argv)

@@ -2,15 +2,15 @@
 
     python -m benchmarks.resnet [--data-dir DIR] [--epochs 20] [--out DIR]
 
-All have the same epochs and no augmentation, which has no likelihood. Momentum and AdamW fall to 0
-along half a cosine; SGHMC keeps its step and falls to 0 in the last quarter with its temperature;
-the cyclical chain has a cycle in five epochs and samples in the second half of each. Every one is
-scored by its last network and by the average of its predictions: over the last epoch of each cycle
-for the cyclical chain, over the second half of the epochs for the others. For a GPU: an epoch is
-3·10¹⁴ operations.
+All train for the same epochs, without augmentation, because augmented data have no likelihood. The
+step sizes of momentum and AdamW fall to 0 along half a cosine. SGHMC keeps its step size; step size
+and temperature fall to 0 in the last quarter. The cyclical chain has cycles of five epochs and
+samples in the second half of each. Every method is scored by its last network and by the average of
+its predictions: over the last epoch of each cycle for the cyclical chain, over the second half of
+the epochs for the others. For a GPU: an epoch is 3·10¹⁴ operations.
 
 After Zhang et al., Cyclical Stochastic Gradient MCMC for Bayesian Deep Learning
-(https://arxiv.org/abs/1902.03932), whose cycles are of 50 epochs, with augmentation.
+(https://arxiv.org/abs/1902.03932), who have cycles of 50 epochs and augmentation.
 """
 
 import sys
@@ -120,7 +120,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data-dir", help="TensorFlow Datasets folder that holds cifar10")
     parser.add_argument("--epochs", type=cli.at_least_one, default=20, help="default %(default)s")
     parser.add_argument(
-        "--width", type=cli.at_least(8), default=64, help="of the first stage, a multiple of 8"
+        "--width",
+        type=cli.at_least(8),
+        default=64,
+        help="of the first stage, a multiple of 8",
     )
     parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
     args = parser.parse_args(argv)

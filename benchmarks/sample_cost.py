@@ -1,10 +1,10 @@
-"""What `diffopt.sample` costs beside a bare loop of one's own, and what its progress bar adds.
+"""The cost of `diffopt.sample` beside a bare loop, and of its progress bar.
 
     python -m benchmarks.sample_cost [--out DIR]
 
-Chains of a network of 64-32-10 neurons on scikit-learn's digits, at batch 32, with `diffopt.sghmc`.
-The bare loop is a scan of vmapped gradients and updates, on batches drawn with replacement, that
-keeps nothing and measures nothing. The ways take turns; the median is reported.
+Chains of a network of 64-32-10 neurons on scikit-learn's digits, with batches of 32 and
+`diffopt.sghmc`. The bare loop is a scan of vmapped gradients and updates on batches drawn with
+replacement; it keeps nothing and measures nothing. The loops take turns; the median is reported.
 """
 
 import contextlib

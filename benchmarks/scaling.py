@@ -1,10 +1,10 @@
-"""How the cost of a training step grows with the devices, and what sets the limit.
+"""How the cost of a training step grows with the number of devices, and what limits it.
 
     python -m benchmarks.scaling [--out DIR]
 
-What the devices send is read from the compiled program, and so is the arithmetic of each. The
-devices are virtual ones on the cores of one CPU: the CPU time of a step, divided by their number,
-shows what being many costs each of them, not how fast many are. The last part is a model.
+Bytes sent and arithmetic per device are read from the compiled program. The devices are virtual, on
+the cores of one CPU: the CPU time of a step divided by their number shows the overhead per device,
+not a speedup. The last part is a model.
 """
 
 import argparse
@@ -324,7 +324,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = cli.parser("scaling", __doc__)
     parser.add_argument(
         "--devices", type=int, nargs="+", default=[1, 2, 4, 8], metavar="N",
-        help="counts of virtual devices, one of them 1 (default: 1 2 4 8)",
+        help="numbers of virtual devices; 1 must be among them (default: 1 2 4 8)",
     )  # fmt: skip
     parser.add_argument("--width", type=int, default=512, help="of a layer (default %(default)s)")
     parser.add_argument(

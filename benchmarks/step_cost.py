@@ -1,12 +1,13 @@
-"""What one update of the parameters costs: SGD, its noisy peers and diffopt, in one run.
+"""The cost of one update of the parameters: SGD, its noisy peers and diffopt.
 
     python -m benchmarks.step_cost [--methods] [--trees NAME...] [--json FILE]
 
-The gradient is an input, so that nothing but the update is timed; buffers are donated; the
-updates take turns, and each begins its turn with a step that is not timed. A CPU with vectors of
-512 bits has rows of programs compiled for them, beside those compiled as XLA does unasked. A tree
-of a billion parameters is for a GPU: `--trees billion`. `--methods`: the methods that are no plain
-SGLD in place of the peers; where the gradient is taken at another point, that point too.
+The gradient is an input, so only the update is timed. Buffers are donated. The updates take turns,
+and each begins its turn with a step that is not timed. On a CPU with vectors of 512 bits, programs
+compiled for these vectors have their own rows beside XLA's default. A tree of a billion parameters
+is for a GPU: `--trees billion`.
+`--methods` times methods that are no plain SGLD in place of the peers. If a method takes its
+gradient at another point, that point counts too.
 """
 
 import statistics
@@ -312,7 +313,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--methods", action="store_true", help="the methods, not the peers")
     parser.add_argument("--trees", nargs="+", choices=list(models.TREES), default=default)
     parser.add_argument(
-        "--repeats", type=cli.at_least(2), default=15, help="steps of each, in turn"
+        "--repeats", type=cli.at_least(2), default=15, help="timed steps of each update"
     )
     parser.add_argument("--json", type=cli.writable, help="write the figures to this file")
     args = parser.parse_args(argv)

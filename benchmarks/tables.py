@@ -3,8 +3,8 @@
     python -m benchmarks.tables           # rewrite them in README*.md and docs
     python -m benchmarks.tables claims    # print one
 
-In a page a table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. How it is made
-is told by the `tables()` of the program that wrote the results. This program alone imports others.
+A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. The program that
+wrote the results makes it, in its `tables()`. This program alone imports others.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def fill(page: str) -> str:
 
 @cli.program("tables")
 def main(argv: list[str] | None = None) -> None:
-    """Print the tables that are named, or rewrite those of all pages."""
+    """Print the named tables, or rewrite the tables of all pages."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -1,11 +1,11 @@
 """Time one training step of the article's network, with and without diffusion, against PyTorch.
 
-Ours is `training.train` over images in memory: plain SGD, and SGD with `diffopt.langevin`.
-PyTorch is the same network and SGD, once with the images in memory and once as in the article: a
-shuffling DataLoader that converts and normalizes one image at a time in two worker processes.
+In JAX, `training.train` runs over images in memory: plain SGD, and SGD with `diffopt.langevin`. In
+PyTorch, the same network and SGD run twice: with the images in memory, and as in the article, with
+a shuffling DataLoader that converts and normalizes one image at a time in two worker processes.
 
-The diffusion costs a few percent, and a machine's speed drifts by more. So its overhead comes from
-short epochs with and without it that take turns: the median of the ratios of neighbours.
+The diffusion costs a few percent, and a machine's speed drifts by more. So short epochs with and
+without the diffusion take turns, and its overhead is the median ratio of neighbours.
 """
 
 import importlib.util
@@ -209,13 +209,13 @@ def main(argv: list[str] | None = None) -> None:
         "--json", type=cli.writable, metavar="FILE", help="also write the figures here"
     )
     parser.add_argument(
-        "--steps", type=cli.at_least_one, default=60, help="steps an epoch (default 60)"
+        "--steps", type=cli.at_least_one, default=60, help="steps per epoch (default 60)"
     )
     parser.add_argument(
-        "--rounds", type=cli.at_least(2), default=15, help="epochs of each (default 15)"
+        "--rounds", type=cli.at_least(2), default=15, help="epochs of each program (default 15)"
     )
     parser.add_argument(
-        "--pairs", type=cli.at_least(2), default=100, help="ratios to an epoch without noise"
+        "--pairs", type=cli.at_least(2), default=100, help="pairs of epochs with and without noise"
     )
     args = parser.parse_args(argv)
     if importlib.util.find_spec("torch") is None:

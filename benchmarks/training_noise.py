@@ -55,7 +55,7 @@ METHODS: dict[str, dict[str, Any]] = {  # tuples are grids
 
 
 def split(task: str, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Images and labels of a task in three splits of which no two share a digit."""
+    """Images and labels of a task in three splits that share no digit."""
     rng, (images, labels) = np.random.default_rng(seed), load_digits(return_X_y=True)
     order, data = rng.permutation(len(labels)), {}
     for name, (a, b) in {"train": (0, 1000), "valid": (1000, 1400), "test": (1400, 1797)}.items():

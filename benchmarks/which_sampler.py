@@ -2,22 +2,22 @@
 
     python -m benchmarks.which_sampler [--quick] [--out DIR]
 
-The problems are those of `benchmarks.lib.problems`, whose means and variances are known. All chains
-start in one place, a standard deviation from the mean or at a draw of NUTS. At G gradients a chain
-is judged by its steps between G/2 and G: the error of its mean in standard deviations, and of its
-variance over the exact one, rms over chains, in the worst coordinate. Of the 25 Gaussians it is
-half the sum over modes, and what lies in none, of |share - exact|, mean over chains.
+The problems (`benchmarks.lib.problems`) have known means and variances. All chains start at one
+point, a standard deviation from the mean or at a draw of NUTS. At G gradients a chain is scored by
+its steps between G/2 and G: the error of its mean in standard deviations, and of its variance over
+the exact one, rms over chains, in the worst coordinate. For the 25 Gaussians the score is half the
+sum of |share - exact| over the modes and the rest, mean over chains.
 
-Each sampler has its default friction or momentum, and the step size that `diffopt.find_step_size`
-gives (0.9 of it for `baoab` and `ubu`, as it advises); where that is refused at a tolerance of 5 %,
-at 10, 20 or 50 %, else it is left out. Control variates and SVRG take two gradients of smaller
-batches, so that a step costs as much as the others', at the step size that control variates may
-take; the one gradient of all examples at the center is not counted.
+Each sampler has its default friction or momentum and the step size of `diffopt.find_step_size` (0.9
+of it for `baoab` and `ubu`, as it advises). If that is refused at a tolerance of 5 %, the tolerance
+is 10, 20 or 50 %, else the sampler is left out. Control variates and SVRG take two gradients of
+smaller batches, so a step costs the same for all, at the step size for control variates. The one
+gradient of all examples at the center is not counted.
 
-BlackJAX's SGLD, SGHMC and SGNHT, and those of SGMCMCJax's diffusions where it is installed, run in
-the same loop on the log posterior at T = 1. Step size and friction are those of diffopt's, in their
-terms: ε = ηT, and ε = √(ηT), α = (1 - m)/ε, for BlackJAX's SGHMC and SGNHT; ε = ηT, α = 1 - m for
-SGMCMCJax's. SGHMC has a fresh velocity every 10 steps there.
+BlackJAX's SGLD, SGHMC and SGNHT, and the diffusions of SGMCMCJax if it is installed, run in the
+same loop on the log posterior at T = 1. Step size and friction equal diffopt's, in their terms:
+ε = ηT, and ε = √(ηT), α = (1 - m)/ε, for BlackJAX's SGHMC and SGNHT; ε = ηT, α = 1 - m for
+SGMCMCJax's. SGMCMCJax's SGHMC draws a fresh velocity every 10 steps.
 """
 
 import importlib

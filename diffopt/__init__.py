@@ -1,16 +1,18 @@
 """diffopt: train and sample neural networks with diffusions, as Optax gradient transformations.
 
-- Samplers: `langevin`, `sgld`, `psgld`, `asgld`, `lattice_walk`, `sghmc`, `baoab`, `ubu`, `sgnht`;
-  `replica_exchange` of any; one of your own by `sampler`; in 16 bits by `low_precision`
-  (`exact_params` reads it).
+- Samplers: `langevin`, `sgld`, `psgld`, `asgld`, `lattice_walk`, `sghmc`, `baoab`, `ubu`, `sgnht`.
+  `replica_exchange` runs any of them at several temperatures, `low_precision` in 16 bits
+  (`exact_params` reads those parameters). `sampler` makes your own.
 - From a loss to a posterior: `find_step_size`, `sample`, then `predictive`, `predictions`,
-  `agreement`, `to_arviz`; priors by `gaussian_prior` (`fan_in_variance`) and
-  `hierarchical_prior`; less noise in gradients by `control_variate` and `svrg`.
-- For a loop of your own: `split_keys`, `collect`, `draws`; `cyclical_schedule`, `sampling_stage`.
-- Is it right: `configurational_temperature`, `kinetic_temperature`, `gradient_noise_temperature`.
-- Noise that trains: gradients at `perturbed` weights by `ivon`, `weight_noise`; `label_noise`.
-- What only a diffusion tells: `local_learning_coefficient`, `wbic`, `influence`; of a part of a
-  network by `take_part`.
+  `agreement`, `to_arviz`. Priors: `gaussian_prior` (`fan_in_variance`), `hierarchical_prior`.
+  Gradients with less noise: `control_variate`, `svrg`.
+- For your own loop: `split_keys`, `collect`, `draws`; `cyclical_schedule`, `sampling_stage`.
+- To check a chain: `configurational_temperature`, `kinetic_temperature`,
+  `gradient_noise_temperature`.
+- To train with noise: `ivon` and `weight_noise` take the gradient at `perturbed` weights;
+  `label_noise`.
+- To measure a minimum: `local_learning_coefficient`, `wbic`, `influence`; `take_part` gives a part
+  of a network.
 """
 
 from ._clash import warn_of_another_diffopt as _warn_of_another_diffopt

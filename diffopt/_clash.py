@@ -1,4 +1,4 @@
-"""Another project is called diffopt on the package index; its files go to the same folder."""
+"""The package index has another project called diffopt, which installs into the same folder."""
 
 import warnings
 from pathlib import Path
@@ -8,7 +8,7 @@ ROOMS = {"estimate", "inputs", "noise", "perturb", "run", "samplers"}
 
 
 def warn_of_another_diffopt(folder: Path = HERE) -> None:
-    """Warn in one sentence where `folder` holds packages that are none of this library."""
+    """Warn in one sentence where `folder` holds packages of another project."""
     packages = {inner.parent.name for inner in folder.glob("*/__init__.py")}
     foreign = sorted(packages - ROOMS)
     if foreign:

@@ -39,19 +39,18 @@ def configurational_temperature(params: Any, grads: Any) -> Temperature:
     At temperature T the mean of θᵢ ∂L/∂θᵢ is T for each parameter, whatever the loss, as long as
     exp(-L/T) vanishes at infinity (a loss without a prior or weight decay need not). For one
     state of the chain the estimate is θ·∇L(θ)/d over d parameters; average it over states.
-    Gradients of a minibatch, and of L shifted by a constant, serve as well: their noise is
-    independent of θ. The gradient has to be that of the loss that is sampled, weight decay and
-    other priors included, before clipping and preconditioning, and taken at these parameters: after
-    a step, `params` of before it or gradients of after it.
+    Gradients of a minibatch serve as well, because their noise is independent of θ. Give the
+    gradient of the loss you sample, with weight decay and other priors, before clipping and
+    preconditioning. Take it at these parameters: `params` and gradients from the same step.
 
-    That it is at T is necessary for a chain at equilibrium and not sufficient: it is a mean over
-    directions, of which some can be hotter than T and others colder. Minibatches whose noise
-    differs by direction do that, under `sgnht` while every mean reads T:
+    A chain at equilibrium shows T, but a chain that shows T may not be at equilibrium: the estimate
+    is a mean over directions, and some can be hotter than T while others are colder. Minibatch
+    noise that differs by direction does this, under `sgnht` while every mean reads T:
     `gradient_noise_temperature` shows by how much.
 
-    It is above T where the steps are too long (`sgld` on kθ²/2 is at T/(1 - ηk/2)), where the
-    gradients are noisier than the sampler knows, and below T where a parameter has not yet
-    spread; a chain that has not settled shows either.
+    The estimate is above T where the steps are too long (`sgld` on kθ²/2 is at T/(1 - ηk/2)) or the
+    gradients are noisier than the sampler knows. It is below T where a parameter has not yet
+    spread. A chain that has not settled shows either.
 
     For d parameters of curvature k, with the minimum at c in each, its standard error for one state
     is T √(2/d + c²k/(Td)): T √(2/d) where the minimum is at 0, and many times T where it is far
@@ -105,8 +104,8 @@ def kinetic_temperature(opt_state: Any) -> Temperature:
     batch of chains, use `jax.vmap(kinetic_temperature)`.
 
     Args:
-      opt_state: a state with the fields `velocity` and `mass`, such as that of `sghmc`, `baoab`,
-        `sgnht` or a `sampler` of your own, or the state of an Optax transformation that has
+      opt_state: a state with the fields `velocity` and `mass`, from `sghmc`, `baoab`, `sgnht` or a
+        `sampler` of your own, or the state of an Optax transformation that has
         exactly one such state in it (`optax.chain`, `optax.MultiSteps`, ...).
 
     Returns:
@@ -130,15 +129,15 @@ def kinetic_temperature(opt_state: Any) -> Temperature:
     states = find_states(opt_state, "velocity", "mass")
     if len(states) != 1:
         raise ValueError(
-            "opt_state must hold exactly one state with a velocity and a mass, as those of sghmc,"
-            f" baoab and sgnht, got {len(states)}; pass that state itself"
+            "opt_state must hold exactly one state with velocity and mass, such as sghmc's, baoab's"
+            f" or sgnht's, got {len(states)}: pass that state alone"
         )
     (state,) = states
     velocity, mass = state.velocity, state.mass
     if jnp.ndim(mass):
         raise ValueError(
-            f"mass must be a scalar, got shape {jnp.shape(mass)}: for the states of many chains use"
-            " jax.vmap(kinetic_temperature), for those of sample on samples.state.opt_state"
+            f"mass must be a scalar, got shape {jnp.shape(mass)}: for many chains use"
+            " jax.vmap(kinetic_temperature), after sample on samples.state.opt_state"
         )
     return Temperature(
         mass * mean_product(velocity, velocity),
@@ -241,7 +240,7 @@ def gradient_noise_temperature(
     check_inexact(grads, "grads")
     B = leading_length("grads", grads, "minibatches")
     if B < 4:
-        raise ValueError(f"grads must be of 4 minibatches or more, got {B}")
+        raise ValueError(f"grads must hold 4 minibatches or more, got {B}")
     with jax.numpy_dtype_promotion("standard"):
         scale = as_float(learning_rate) / (2 * (1 - as_float(momentum)))
         heat = lambda variance: (scale * variance).astype(jnp.float32)

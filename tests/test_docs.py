@@ -18,7 +18,6 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 import xarray
-from sklearn.datasets import load_digits
 
 import diffopt
 from benchmarks import tables
@@ -34,7 +33,7 @@ def blocks(page: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
 
 
-PAGES = [page for page in sorted(DOCS.glob("*.md")) if blocks(page)]
+PAGES = [p for p in sorted(DOCS.glob("**/*.md")) if blocks(p) and p.parent.name != "zh"]
 LONG = [pytest.param(p, id=p.stem, marks=pytest.mark.slow) for p in PAGES if p.stem != "quickstart"]
 
 
@@ -51,13 +50,12 @@ def run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
 @pytest.mark.slow
 def test_the_quickstart_runs(tmp_path, monkeypatch):
     """And with it the README, whose Python it is."""
-    assert blocks(README) == blocks(DOCS / "quickstart.md")[:2]
+    assert blocks(README) == blocks(DOCS / "quickstart.md")[:1]
     names = run(DOCS / "quickstart.md", tmp_path, monkeypatch)
-    x, y = load_digits(return_X_y=True)
-    assert (names["logits"](names["params"], x[1500:]).argmax(1) == y[1500:]).mean() > 0.9
     assert (tmp_path / "diabetes.png").exists()
-    covered = (names["low"] < names["y"]) & (names["y"] < names["high"])
-    assert 0.85 < covered.mean() < 0.95
+    assert 0.85 < names["covered"] < 0.95
+    plain, noisy = names["accuracy"].values()
+    assert noisy > plain + 0.05
 
 
 @pytest.mark.parametrize("page", LONG)
@@ -148,6 +146,7 @@ def constraints(names):
     plain = lambda rate: -names["T"] * names["log_density"](rate)
     with pytest.warns(UserWarning, match="loss was not finite at .* support"):
         diffopt.sample(diffopt.sgld(20.0, names["T"]), plain, jnp.ones([]), num_steps=300)
+    numpyro(names)
 
 
 def numpyro(names):
@@ -157,7 +156,7 @@ def numpyro(names):
     reference = MCMC(
         NUTS(names["model"]), num_warmup=500, num_samples=1000, num_chains=1, progress_bar=False
     )
-    reference.run(jax.random.key(3), names["x"], names["y"])
+    reference.run(jax.random.key(3), names["x"], names["targets"])
     draws = names["samples"].draws
     assert (draws["noise"] > 0).all()
     for name, exact in reference.get_samples(group_by_chain=True).items():
@@ -209,8 +208,8 @@ def loops(names):
     assert abs(names["average"].var() / T - 0.28) < 0.28 * error
 
 
-def preemption(names):
-    """Draws outlive a full disk, and a SIGTERM that is made a Ctrl-C."""
+def checkpoints(names):
+    """Draws outlive a full disk and a SIGTERM made a Ctrl-C; writers take what is logged."""
     draws = names["samples"].draws["w"]
     assert 4 <= draws.shape[1] <= 10 and np.isfinite(draws).all()
 
@@ -225,9 +224,6 @@ def preemption(names):
         )  # fmt: skip
     assert 100 < int(samples.state.step) < 10**6
 
-
-def logging(names):
-    """The writers are given what the services take."""
     said = []
 
     class Writer:
@@ -289,9 +285,8 @@ def transformer(names):
 CHECKS = {
     check.__name__: check
     for check in (
-        sampling, temperature, from_optimizers, frameworks, frozen, constraints, numpyro, loaders,
-        network,
-        loops, preemption, logging, annealing, diagnostics, chains, transformer,
+        sampling, temperature, from_optimizers, frameworks, frozen, constraints, loaders, network,
+        loops, checkpoints, annealing, diagnostics, chains, transformer,
     )
 }  # fmt: skip
 
@@ -319,7 +314,11 @@ def test_every_public_name_has_its_place_in_the_api():
     assert sorted(documented) == sorted(public)
 
 
-@pytest.mark.parametrize("page", [README, DOCS / "quickstart.md"], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [README, DOCS / "quickstart.md", DOCS / "guides" / "questions.md"],
+    ids=lambda page: page.stem,
+)
 def test_the_chinese_page_has_the_same_code(page):
     chinese = README.with_suffix(".zh-CN.md") if page == README else DOCS / "zh" / page.name
     fences = r"^```.*?^```$"
@@ -331,20 +330,20 @@ def test_the_chinese_page_has_the_same_code(page):
 def test_the_links_of_a_readme_lead_somewhere(page):
     """Those of the site are held by `mkdocs build --strict`."""
     links = re.findall(r"\]\(([^)#]+)", page.read_text("utf-8"))
-    assert len(links) > 20
+    assert len(links) > 15
     for link in links:
         assert link.startswith("https://") or (ROOT / link).exists(), link
 
 
 def test_the_readme_is_short():
-    assert len(README.read_text().splitlines()) <= 150
+    assert len(README.read_text().splitlines()) <= 90
 
 
 @pytest.mark.slow
 def test_a_checkpoint_loses_nothing(tmp_path):
     """A run that is saved and restored goes on to the bits of one that is not."""
     tx, keep = diffopt.low_precision(diffopt.sghmc(0.1, 0.1)), diffopt.collect(9)
-    (snippet,) = (b for b in blocks(DOCS / "checkpoints.md") if "CheckpointManager" in b)
+    (snippet,) = (b for b in blocks(DOCS / "guides" / "checkpoints.md") if "CheckpointManager" in b)
 
     @jax.jit
     def step(run):
@@ -373,7 +372,7 @@ def test_a_checkpoint_loses_nothing(tmp_path):
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
     """SIGTERM before the second piece is saved, between its two files, and after it."""
-    script = blocks(DOCS / "preemption.md")[0]
+    script = blocks(DOCS / "guides" / "checkpoints.md")[0]
     kill = """
 import os, signal
 before, calls = save, []

@@ -4,12 +4,12 @@
     python -m benchmarks.compare --dataset cifar10 --data-dir DIR
     python -m benchmarks.compare --dataset cifar10 --data-dir DIR --claims overfits tuning
     python -m benchmarks.compare --quick                          # a minute
-    python -m benchmarks.compare --checkpoint DIR                 # killed, it goes on from there
+    python -m benchmarks.compare --checkpoint DIR                 # resumes after a kill
     srun python -m benchmarks.compare --distributed               # on many hosts
 
 The network is the article's CNN, in Flax NNX. An epoch is one compiled program, and all devices
-share its batches, those of other hosts too. Then the article's five claims for the diffusion are
-tried, each where it is decided: see `benchmarks.trial`.
+of all hosts share its batches. Then the article's five claims for the diffusion are tried: see
+`benchmarks.trial`.
 """
 
 import contextlib

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 def connect() -> None:
-    """Make the devices of all processes those of one JAX, which must not have started yet.
+    """Join the devices of all processes in one JAX, which must not have started yet.
 
     JAX knows by itself where it is under SLURM, Open MPI and Kubernetes and on a TPU pod; for
     other launchers three variables tell. What follows runs in a child of this process.
@@ -77,7 +77,9 @@ def read_launch() -> tuple[str | None, int | None, int | None]:
     address, *numbers = (os.environ.get(name) for name in VARIABLES)
     for name, text in zip(VARIABLES[1:], numbers, strict=True):
         if text and not text.isdecimal():
-            raise UsageError(f"--distributed: {name}={text} is no whole number. {HOW_TO_CONNECT}")
+            raise UsageError(
+                f"--distributed: {name}={text} is not a whole number. {HOW_TO_CONNECT}"
+            )
     count, index = (int(text) if text else None for text in numbers)
     if address:
         port = re.fullmatch(r"\S+:(\d{1,5})", address)
@@ -148,7 +150,7 @@ def report_lost_process() -> Iterator[None]:
         if jax.process_count() == 1 or not lost:
             raise
         raise UsageError(
-            f"--distributed: cannot go on with the other processes: {first_line(error)}"
+            f"--distributed: cannot continue with the other processes: {first_line(error)}"
         ) from error
 
 

@@ -123,9 +123,7 @@ def parse(argv: list[str] | None, doc: str | None) -> Options:
     """Read and check the command line, of the program that `doc` describes."""
     parser = cli.parser("compare", doc)
     parser.add_argument("--dataset", default="digits", help="digits (default) or cifar10")
-    parser.add_argument(
-        "--data-dir", help="folder that holds cifar10, of TensorFlow Datasets or parquet"
-    )
+    parser.add_argument("--data-dir", help="folder of cifar10: TensorFlow Datasets or parquet")
     parser.add_argument(
         "--optimizers", nargs="+", default=list(ARTICLE), choices=BUILDERS, metavar="NAME",
         help=f"any of {' '.join(BUILDERS)} (default: {' '.join(ARTICLE)})",
@@ -151,39 +149,38 @@ def parse(argv: list[str] | None, doc: str | None) -> Options:
     )  # fmt: skip
     parser.add_argument(
         "--checkpoint", type=Path, metavar="DIR",
-        help="save every epoch in this folder, and go on from what it holds",
+        help="save every epoch in this folder, and continue from the last one saved",
     )  # fmt: skip
     parser.add_argument(
         "--distributed", action="store_true",
-        help="train with the devices of all processes that a launcher started, on all hosts",
+        help="train on the devices of all processes that a launcher started, on all hosts",
     )  # fmt: skip
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="everything at its shortest: a minute")
     size.add_argument(
         "--full", action="store_true",
-        help="every size, rival and seed of the trial: hours; killed, it goes on from --out",
+        help="every size, rival and seed of the trial: hours; after a kill it continues from --out",
     )  # fmt: skip
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--claims", nargs="+", choices=tuple(CLAIMS), metavar="NAME",
-        help=f"claims to try after the runs: any of {' '.join(CLAIMS)} (default: all; with cifar10"
-        f" none, and of {' '.join(ON_CIFAR10)} those that are named)",
+        help=f"claims to try after the runs: any of {' '.join(CLAIMS)} (default: all on digits;"
+        f" none on cifar10, which has {' '.join(ON_CIFAR10)})",
     )  # fmt: skip
     which.add_argument("--no-claims", action="store_true", help="the runs alone, no trial")
     parser.add_argument(
         "--tune", action="store_true",
-        help="only find the settings of the trial, on other seeds, and write them where it reads"
-        " them",
+        help="only find the settings of the trial, on other seeds, and write them to its file",
     )  # fmt: skip
     args = parser.parse_args(argv)
     if args.distributed and (args.claims or args.tune):
-        parser.error("--claims and --tune with --distributed: the trial is of one process")
+        parser.error("--claims and --tune with --distributed: the trial runs in one process")
     if args.tune and args.no_claims:
         parser.error("--tune with --no-claims: nothing to tune")
     if args.tune and not any(hasattr(CLAIMS[claim], "tune") for claim in args.claims or CLAIMS):
         parser.error(f"--tune with --claims {' '.join(args.claims)}: nothing is tuned for them")
     if args.full and (args.no_claims or (args.dataset == "cifar10" and not args.claims)):
-        parser.error("--full without claims: it is the trial's size; name --claims")
+        parser.error("--full without claims: --full sets the size of the trial; name --claims")
     cli.require_unique("--optimizers", args.optimizers)
     for option, values in (
         ("--learning-rate", args.learning_rate), ("--temperature", args.temperature)

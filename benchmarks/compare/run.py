@@ -60,7 +60,7 @@ def lock_folders(options: Options, held: ExitStack) -> None:
     """Make the folders that are written into, in the first process, and lock them in `held`.
 
     Raises:
-      UsageError: one cannot be written, or is that of other settings or of another run.
+      UsageError: a folder cannot be written, or holds other settings or another run.
     """
     if jax.process_index():
         return

@@ -23,7 +23,7 @@ from .cli import UsageError, differences, first_line
 
 
 def match_settings(folder: Path, settings: dict[str, Any], devices: str) -> None:
-    """Make `folder`, which exists, that of runs with `settings`, or see that it is.
+    """Claim the existing `folder` for runs with `settings`, or check that it has them.
 
     Runs that began on other `devices` go on, which is printed.
 
@@ -47,7 +47,8 @@ def match_settings(folder: Path, settings: dict[str, Any], devices: str) -> None
         raise UsageError(f"--checkpoint {folder} was made with {different}")
     if before != devices:
         print(
-            f"--checkpoint {folder} was made on {before} and goes on on {devices}, to the rounding",
+            f"--checkpoint {folder} was made on {before} and continues on {devices},"
+            " equal up to rounding",
             file=sys.stderr,
         )
 
@@ -126,7 +127,7 @@ def restore(checkpoints: ocp.CheckpointManager, like: Any) -> tuple[Any, Any] | 
 
 
 def strip_keys(state: Any) -> Any:
-    """A state with its arrays in the memory of this host, and in the place of keys their data."""
+    """A state with its arrays in the memory of this host and its keys as their data."""
     data = lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf
     return jax.tree.map(lambda leaf: np.asarray(data(leaf)), state)
 

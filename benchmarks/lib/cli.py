@@ -126,14 +126,14 @@ at_least_one = at_least(1)
 
 
 def require_unique(option: str, names: Sequence[Any]) -> None:
-    """See that no name is there twice.
+    """Check that no name is given twice.
 
     Raises:
       UsageError: one is.
     """
     for name in names:
         if names.count(name) > 1:
-            raise UsageError(f"{option}: {name} is there twice")
+            raise UsageError(f"{option}: {name} is given twice")
 
 
 def differences(one: dict[str, Any], two: dict[str, Any], word: str) -> str:

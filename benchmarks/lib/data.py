@@ -67,7 +67,7 @@ def digits() -> Data:
 
 
 def out_of_distribution(name: str) -> jax.Array:
-    """Images shaped like those of the dataset `name`, of none of its classes.
+    """Images with the shape of the dataset `name`, from none of its classes.
 
     For digits, 520 gray patches of scikit-learn's two bundled photographs; for CIFAR-10, digits.
     """
@@ -173,7 +173,7 @@ def from_parquet(place: str) -> tuple[Path, Examples]:
         splits = splits.cast_column("img", datasets.Image())
         folder = Path(splits["train"].cache_files[0]["filename"]).parent
     except Exception as error:  # of the network, of files, of columns: no common type
-        raise UsageError(f"cifar10 cannot be had from {place}: {first_line(error)}") from error
+        raise UsageError(f"cifar10 cannot be read from {place}: {first_line(error)}") from error
 
     def examples(split: str) -> Iterator[tuple[np.ndarray, int]]:
         return ((np.asarray(e["img"].convert("RGB")), e["label"]) for e in splits[split])

@@ -39,7 +39,7 @@ def line(machine: dict[str, Any]) -> str:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """The versions of those of the packages that are installed."""
+    """The versions of the packages that are installed."""
     installed = {}
     for package in packages:
         try:
@@ -51,7 +51,7 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def device() -> str:
-    """How many devices of which kind JAX has, on all hosts."""
+    """The number and kind of the devices of all hosts."""
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
 

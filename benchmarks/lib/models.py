@@ -115,7 +115,7 @@ class ResNet18(nnx.Module):
         self, channels: int, classes: int = 10, *, width: int = 64, dtype: Any = jnp.bfloat16,
         rngs: nnx.Rngs,
     ):  # fmt: skip
-        """Draw the weights; `width` is that of the first stage, 64 in the paper."""
+        """Draw the weights; `width` is the width of the first stage, 64 in the paper."""
         self.stem = nnx.Conv(channels, width, (3, 3), use_bias=False, dtype=dtype, rngs=rngs)
         self.norm = nnx.GroupNorm(width, num_groups=8, dtype=dtype, rngs=rngs)
         widths = [width] * 3 + [width * 2] * 2 + [width * 4] * 2 + [width * 8] * 2

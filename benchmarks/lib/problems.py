@@ -153,7 +153,7 @@ def bayesian_network(chains: int, draws: int) -> Problem:
 
 
 def mixture() -> Problem:
-    """25 Gaussians on a grid: the share within 0.6 of each centre, and that of none."""
+    """25 Gaussians on a grid: the share within 0.6 of each centre, and of none."""
     square = lambda theta: jnp.sum((theta - CENTRES) ** 2, axis=-1)
     inside = lambda theta: jnp.where(square(theta) < 0.36, 1.0, 0.0)
     outside = np.exp(-0.36 / (2 * VARIANCE))

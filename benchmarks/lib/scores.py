@@ -25,7 +25,7 @@ def evaluate(probs: ArrayLike, labels: ArrayLike) -> Scores:
 
     The calibration error is the mean gap between confidence and accuracy over 15 bins of
     confidence, weighted by the examples in each (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
-    All but the accuracy are NaN if a prediction is, as those of a diverged network are.
+    All but the accuracy are NaN if a prediction is NaN, as after a divergence.
     """
     probs, labels = jnp.asarray(probs), jnp.asarray(labels)
     likelihood = jnp.take_along_axis(probs, labels[:, None], axis=1)
@@ -40,7 +40,7 @@ def evaluate(probs: ArrayLike, labels: ArrayLike) -> Scores:
 def brier(probs: ArrayLike, labels: ArrayLike) -> float:
     """Mean squared distance of the probabilities from the truth, summed over classes: 0 to 2.
 
-    scikit-learn's refuses the NaN of a diverged network, and halves that of two classes.
+    scikit-learn's version refuses NaN, and halves the score of two classes.
     """
     probs, labels = np.asarray(probs), np.asarray(labels)
     return float(((probs - np.eye(probs.shape[1])[labels]) ** 2).sum(1).mean())
@@ -73,7 +73,7 @@ def calibration_error(probs: ArrayLike, labels: ArrayLike) -> float:
 def ood_auroc(probs: ArrayLike, ood_probs: ArrayLike) -> float:
     """The chance that an out-of-distribution input has more entropy than one of the test set.
 
-    NaN if a prediction is, as those of a diverged network are.
+    NaN if a prediction is NaN, as after a divergence.
     """
     entropy = np.concatenate([entr(probs).sum(1), entr(ood_probs).sum(1)])
     if np.isnan(entropy).any():

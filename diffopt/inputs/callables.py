@@ -33,9 +33,9 @@ def check_sampler(sampler: Sampler) -> None:
     try:
         jax.eval_shape(make, number, number, seed)
     except TypeError as error:
-        raise TypeError(f"sampler must be called as {call}, as diffopt.sgld is: {error}") from error
+        raise TypeError(f"sampler must accept {call}, as diffopt.sgld does: {error}") from error
     if wrong:
-        raise TypeError(f"{call} must give an Optax transformation, got {wrong[0]}")
+        raise TypeError(f"{call} must return an Optax transformation, got {wrong[0]}")
 
 
 def check_loss(loss: Loss, params: Params, *batch: Batch) -> None:
@@ -48,7 +48,7 @@ def check_loss(loss: Loss, params: Params, *batch: Batch) -> None:
         and value.shape == ()
         and jnp.issubdtype(value.dtype, jnp.floating)
     ):
-        raise TypeError(f"loss must give a real scalar, got {value}")
+        raise TypeError(f"loss must return a real scalar, got {value}")
 
 
 def check_estimator(estimator: Any, params: Params, batch: Batch) -> None:
@@ -60,19 +60,19 @@ def check_estimator(estimator: Any, params: Params, batch: Batch) -> None:
         gradients, after = jax.eval_shape(estimator.update, params, batch, state)
     except Exception as error:  # of whatever is given in its place
         raise TypeError(
-            "estimator must be a GradientEstimator, whose update(params, batch, state) gives"
-            f" (gradients, state): {str(error).strip().splitlines()[0]}"
+            "estimator.update(params, batch, state) must return (gradients, state):"
+            f" {str(error).strip().splitlines()[0]}"
         ) from error
     check_like("the gradients of estimator", gradients, params)
-    check_like("the state that estimator gives back", after, state)
+    check_like("the new state of estimator", after, state)
 
 
 def check_concrete(call: str, **trees: Any) -> None:
-    """Raise a TypeError where a tree is traced: `call` runs programs, and is part of none."""
+    """Raise a TypeError where a tree is traced: `call` compiles and runs its own program."""
     for name, tree in trees.items():
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
             raise TypeError(
-                f"{call} cannot run inside jit, vmap, grad or scan: {name} is traced. It compiles"
-                " its own loop; for many starts give params that lead with the chain axis, and"
-                " num_chains=None"
+                f"{call} compiles its own loop and cannot run inside jit, vmap, grad or scan:"
+                f" {name} is traced. To start chains at different points, give params a leading"
+                " chain axis and num_chains=None"
             )

@@ -88,7 +88,7 @@ def check_stage(name: str, stage: Any) -> None:
         raise TypeError(f"{name} must be a function, got {stage!r}")
     value = jax.eval_shape(stage, jax.ShapeDtypeStruct((), jnp.int32))
     if not isinstance(value, jax.ShapeDtypeStruct) or value.shape != ():
-        raise TypeError(f"{name} must give a scalar for a step count, got {value}")
+        raise TypeError(f"{name} must return a scalar for a step count, got {value}")
 
 
 def as_float(value: jax.typing.ArrayLike) -> jax.Array:

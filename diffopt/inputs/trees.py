@@ -36,7 +36,7 @@ def check_arrays(name: str, tree: Any) -> None:
         )
         if numeric and not masked:
             continue
-        cure = "leave out what is masked, or give the mask as data" if masked else "use np.asarray"
+        cure = "drop the masked entries, or pass the mask as data" if masked else "use np.asarray"
         kind = f"{type(leaf).__module__}.{type(leaf).__qualname__}"
         of = "" if dtype is None else f" of {dtype}"
         raise TypeError(
@@ -54,9 +54,9 @@ def check_inexact(tree: Any, name: str = "params") -> None:
             what = f"is {_describe(leaf)}" if dtype is None else f"has dtype {dtype}"
             raise TypeError(
                 "a diffusion needs floating-point parameters, but"
-                f" {name}{jax.tree_util.keystr(path)} {what}: let the loss close over it, as"
-                " eqx.partition(model, eqx.is_inexact_array) does for a model; optax.masked leaves"
-                " it out of a transformation of your own"
+                f" {name}{jax.tree_util.keystr(path)} {what}: let the loss close over it (for a"
+                " model: eqx.partition(model, eqx.is_inexact_array)), or wrap the transformation in"
+                " optax.masked"
             )
 
 
@@ -66,8 +66,8 @@ def check_width(name: str, leaf: Any) -> None:
         return
     if (narrow := NARROW.get(str(leaf.dtype))) is not None:
         raise TypeError(
-            f"{name} is of {leaf.dtype}, which has been turned off: set jax_enable_x64 again, or"
-            f" cast it to {narrow}, and with it the state of its sampler"
+            f"{name} is {leaf.dtype}, but jax_enable_x64 is off: turn it on, or cast {name} and the"
+            f" state of its sampler to {narrow}"
         )
 
 
@@ -86,8 +86,8 @@ def refuse_statistics(params: Any) -> None:
                 else "graphdef, params, rest = nnx.split(model, nnx.Param, ...)"
             )
             raise TypeError(
-                f"params{jax.tree_util.keystr(path)} is a running statistic, which no posterior"
-                f" has: {cure}, and let the loss close over the statistics"
+                f"params{jax.tree_util.keystr(path)} is a running statistic and cannot be sampled:"
+                f" {cure}, and let the loss close over the statistics"
             )
 
 
@@ -212,7 +212,7 @@ def in_structure_of(like: Any, tree: Any, is_leaf: Callable[[Any], bool] | None 
 def check_finite(name: str, tree: Any) -> None:
     """Raise a ValueError that names the first leaf that is not finite.
 
-    A tracer is taken as it is, and so is an array of which other hosts have a part.
+    Tracers are not checked, nor arrays that are spread over several hosts.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         unknown = isinstance(leaf, jax.core.Tracer) or not getattr(
@@ -250,7 +250,7 @@ def mean_product(x: Any, y: Any) -> jax.Array:
 
 
 def by_shards(draw: Callable[..., Any]) -> Callable[..., Any]:
-    """`draw(key, tree, ...)`, of whose arrays, shaped like those of `tree`, devices draw shards.
+    """`draw(key, tree, ...)`, in which each device draws its shard of arrays shaped like `tree`.
 
     Under explicit sharding every device draws the whole of an array whose type has no sharding.
     """

@@ -28,7 +28,7 @@ def random_16_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
     The array is cut along its longest axis but the last: rows 4i to 4i + 3 share the blocks of row
     i of an array a quarter as long. A vector, or an array of short rows, is drawn in rows of 8.
-    Devices draw the bits of their shards, equal to those of one device, and nothing beyond them if
+    Devices draw the bits that one device would draw for their shards, and nothing beyond if
     a shard holds a multiple of four rows of the cut axis, or all of them. Else XLA lets several
     devices draw the same blocks: each draws up to twice its part if a shard has an even number of
     rows, up to four times if it is odd. Where the axis itself is no multiple of four, so that its

@@ -53,12 +53,12 @@ def quantile(bits: jax.Array) -> jax.Array:
 
 @partial(jax.jit, static_argnames=("shape", "dtype"))
 def gaussian16(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Increments with one of 65,536 values, those of a Gaussian in as many cells of probability.
+    """Increments with one of 65,536 values: a Gaussian's quantiles at cells of equal probability.
 
     Over these values the mean and all odd moments are 0, the variance is 1 to float32 rounding, and
-    the moments 4, 6 and 8 are those of a Gaussian to 2·10⁻⁵, 2·10⁻⁴ and 3·10⁻⁴. The distribution
-    function is nowhere further than 1.4·10⁻⁵ from that of a Gaussian, half of it the width of a
-    cell. Nothing is beyond ±4.43, where a Gaussian is once in 100,000 draws. The values are
+    the moments 4, 6 and 8 are a Gaussian's to 2·10⁻⁵, 2·10⁻⁴ and 3·10⁻⁴. The distribution function
+    is within 1.4·10⁻⁵ of a Gaussian's everywhere; the width of a cell is half of this. No value is
+    beyond ±4.43, which a Gaussian exceeds once in 100,000 draws. The values are
     computed in float32 and are the same on every backend to rounding; the bits are the same.
     `random_16_bits` says which elements share a block, and what a device draws of a shard.
     """

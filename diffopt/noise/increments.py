@@ -31,7 +31,7 @@ def rademacher(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     keeps its weak order 1: expectations at a fixed time, and the stationary mean and covariance
     under a quadratic loss, are as with Gaussian increments up to O(η). They do not have its
     fourth moment (1, not 3) or its tails: a step never moves an element by more than √(2Tη), and
-    the law after few steps is that of a random walk on a lattice. It becomes normal as steps add
+    after few steps the chain is a random walk on a lattice. Its law becomes normal as steps add
     up. See Kloeden & Platen, [Numerical Solution of Stochastic Differential
     Equations](https://doi.org/10.1007/978-3-662-12616-5), section 14.1.
     """

@@ -26,7 +26,7 @@ def split_keys(opt_state: Any, num_chains: int) -> Any:
     calls `tx.init` once and copies, so that all chains hold the same key, draw the same noise at
     every step, and are not independent: on a convex loss they even merge into one.
 
-    A key is found by its dtype, that of `jax.random.key`, wherever it lies: in `optax.chain`,
+    Keys are found by their dtype (`jax.random.key`) wherever they are: in `optax.chain`,
     `optax.masked`, `optax.MultiSteps` or `optax.inject_hyperparams`. (The int `key` that
     `inject_hyperparams` lists as a hyperparameter seeds nothing after `init`, and is copied.)
 
@@ -57,7 +57,7 @@ def split_keys(opt_state: Any, num_chains: int) -> Any:
         dtype = array_dtype(leaf)
         if dtype is None:
             where = jax.tree_util.keystr(path)
-            raise TypeError(f"opt_state must be of arrays, but opt_state{where} is {leaf!r}")
+            raise TypeError(f"opt_state must hold arrays, but opt_state{where} is {leaf!r}")
         if jnp.issubdtype(dtype, jax.dtypes.prng_key):
             chains.append(_keys_of_chains(leaf, position, num_chains))
         else:
@@ -78,7 +78,7 @@ def _keys_of_chains(keys: jax.Array, position: int, num_chains: int) -> jax.Arra
 def derive_chain_keys(
     tx: optax.GradientTransformation, params: Params, num_chains: int, key: jax.Array
 ) -> State:
-    """For each key in the state of `tx`, those of the chains, into which `key` is folded."""
+    """Keys for the chains, from each key in the state of `tx` with `key` folded into it."""
     first, second = jax.random.bits(key, (2,))
 
     def fold(leaf: Any) -> Any:
@@ -103,10 +103,10 @@ def count_chains(params: Params, num_chains: int | None) -> tuple[int, bool]:
 
 
 def share_chains(num_chains: int, params: Params) -> Mesh | None:
-    """The devices that share the chains, or `None` where one has them all.
+    """The devices that share the chains, or `None` where one device runs them all.
 
-    Parameters that the user has put on devices stay there. Those of an earlier run, of which a
-    diverged chain may have been left out, are shared anew.
+    Parameters that the user has put on devices stay there. Parameters of an earlier run are shared
+    anew, because a diverged chain may have been left out.
     """
     devices: Any = jax.local_devices()
     for leaf in jax.tree.leaves(params):

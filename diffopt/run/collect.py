@@ -72,10 +72,9 @@ def collect(
 
     Sample i is the parameters of update `burn_in + i * every`, counted from 0, in their own dtype
     (under `low_precision` give `exact_params(params, opt_state)` to `init` and to `update`).
-    It stops at `capacity`: the samples stay in the order in which they came, as ArviZ wants them,
-    and the first ones after burn-in are never overwritten. Plan `burn_in + capacity * every` steps.
-    With `where`, those of them stay at which that schedule is not 0: `sampling_stage` keeps the
-    sampling part of each cycle.
+    It stops at `capacity`: samples stay in order, as ArviZ wants them, and none is overwritten.
+    Plan `burn_in + capacity * every` steps. With `where`, a sample is kept only if that schedule is
+    not 0: `sampling_stage` keeps the sampling part of each cycle.
 
     The buffer is written in place where it is donated or carried by a scan, and not at all at the
     steps in between. Parameters that are not finite are never kept, and nothing is kept after
@@ -118,7 +117,7 @@ def collect(
         check_int(name, value)
     if capacity < 1 or every < 1 or burn_in < 0 or burn_in + every > LAST:
         raise ValueError(
-            "collect needs capacity ≥ 1, burn_in ≥ 0 and every ≥ 1, and burn_in + every below 2³¹,"
+            "collect needs capacity ≥ 1, burn_in ≥ 0, every ≥ 1 and burn_in + every < 2³¹,"
             f" got capacity={capacity}, burn_in={burn_in}, every={every}"
         )
     if where is not None:
@@ -199,7 +198,7 @@ def draws(state: CollectState) -> Any:
     inside `jit`: the shape of the result depends on the state.
 
     Args:
-      state: the state of one `collect`, or that of many chains under `jax.vmap`, nested or not.
+      state: the state of one `collect`, or of many chains under `jax.vmap`, nested or not.
 
     Returns:
       A tree like the parameters, with one chain axis: of length 1 where there is one chain, and
@@ -225,13 +224,14 @@ def draws(state: CollectState) -> Any:
     warn_left_out(diverged)
     good = (diverged < 0) & (count > 0)
     if not good.any():
-        raise ValueError("no samples: none was due yet, or every chain diverged")
+        raise ValueError("no samples: every chain diverged or has no sample yet")
     if (empty := np.argwhere((diverged < 0) & (count == 0))).size:
         _warn(f"{list_chains(empty)} {_verb(empty, 'has', 'have')} no sample yet", empty)
     length = count[good].min()
     if length < count[good].max():
         warnings.warn(
-            f"chains have {length} to {count[good].max()} samples; the first {length} of each stay",
+            f"chains have {length} to {count[good].max()} samples; the first {length} of each are"
+            " kept",
             stacklevel=2,
         )
 
@@ -252,8 +252,8 @@ def warn_equal_chains(draws: Any) -> None:
     moving = any(bool((s[:1, 1:] != s[:1, :1]).any()) for s in leaves)
     if len(leaves[0]) > 1 and moving and are_equal(some):
         warnings.warn(
-            "two chains are equal to the bit: give each a key of its own by"
-            " diffopt.split_keys(tx.init(params), num_chains), where jax.vmap(tx.init) copies one",
+            "two chains are equal to the bit: jax.vmap(tx.init) copies one key, use"
+            " diffopt.split_keys(tx.init(params), num_chains)",
             stacklevel=3,
         )
 

@@ -60,9 +60,10 @@ class SVRGState(NamedTuple):
 def control_variate(
     grad: Gradient, center: Any, data: Any, *, batch_size: int | None = None
 ) -> GradientEstimator:
-    r"""Control variates: gradients of a batch, less what it errs by at a fixed center.
+    r"""Control variates: batch gradients, corrected by the batch's error at a fixed center.
 
-    With ∇L_B the mean gradient of a batch B and ∇L that of all N examples, the gradient at θ is
+    Let ∇L_B be the mean gradient of a batch B and ∇L the mean gradient of all N examples. The
+    estimate at θ is
 
         ∇L_B(θ) - ∇L_B(c) + ∇L(c)
 
@@ -70,20 +71,20 @@ def control_variate(
     from θ - c alone: for a batch of n examples, each in it once, its covariance is, to first order
     in θ - c with H_i the Hessian of example i,
 
-        (N - n) / (n (N - 1)) Cov_i[H_i (θ - c)],    of a plain batch that of ∇l_i(θ) in place
+        (N - n) / (n (N - 1)) Cov_i[H_i (θ - c)]
 
-    So it pays where the chain stays near c: with c the mode of a posterior of d parameters, T = 1/N
-    and a model that fits, the variance is lower by a factor near N/d (`docs/derivations.md`). Far
-    from c, as in a network that moves from mode to mode, it is higher than that of plain batches:
-    use `svrg` or none.
+    where a plain batch has ∇l_i(θ) in place of H_i (θ - c). Use it where the chain stays near c.
+    With c the mode of a posterior of d parameters, T = 1/N and a model that fits, the variance is
+    lower by a factor near N/d (`docs/theory/derivations.md`). Far from c, as in a network that
+    moves from mode to mode, the variance is higher than with plain batches: use `svrg` or none.
 
-    Cost: two gradients of the batch a step in place of one, and once all N examples. Memory: two
-    trees like the parameters, for each chain.
+    Cost: two gradients of the batch per step instead of one, and one gradient of all N examples at
+    the start. Memory: two trees like the parameters, for each chain.
 
     Args:
       grad: `grad(params, batch)`, the mean gradient of a batch, such as `jax.grad(loss)`.
       center: c, a tree like the parameters of one chain: the best that an optimizer finds.
-      data: all examples, a tree of arrays with one leading axis of them: those of `sample`.
+      data: all examples, a tree of arrays with one leading axis, as given to `sample`.
       batch_size: how many examples at once for ∇L(c), which is the same up to rounding; by default
         all.
 
@@ -114,7 +115,7 @@ def control_variate(
       >>> bool((abs(samples.draws.std((0, 1)) / exact - 1) < 0.1).all())
       True
 
-      In a loop of one's own:
+      In your own loop:
 
       >>> params, state, opt_state = mode, estimator.init(mode), tx.init(mode)
       >>> for i in range(0, 30, 10):
@@ -147,27 +148,26 @@ def control_variate(
 def svrg(
     grad: Gradient, data: Any, every: int, *, batch_size: int | None = None
 ) -> GradientEstimator:
-    r"""SVRG: gradients of a batch, less what it errs by at a center that follows.
+    r"""SVRG: batch gradients, corrected by the batch's error at a center that follows the chain.
 
-    As `control_variate`,
+    The estimate is the one of `control_variate`,
 
         ∇L_B(θ) - ∇L_B(c) + ∇L(c)
 
-    with c the parameters of the chain itself, taken anew every so many steps, so that no mode has
-    to be known and the chain can move. Unbiased at every step. The variance grows with the square
-    of the way since c was taken; two draws of a posterior are √2 times as far apart as one is from
-    the mode, so where `every` is more steps than the chain remembers, it is twice that of
-    `control_variate` at the mode, and less where it is fewer.
+    where c is the chain itself, taken anew every `every` steps: you need no mode, and the chain can
+    move. The estimate is unbiased at every step. Its variance grows with the squared distance from
+    c. Two draws of a posterior are √2 times as far apart as one is from the mode. So if `every` is
+    more steps than the chain remembers, the variance is twice the one of `control_variate` at the
+    mode; with fewer steps it is less.
 
-    Cost: two gradients of the batch a step, and those of all N examples in one step of `every` and
-    in no other, under `jax.vmap` too where the chains step together: with `every` = N/n three times
-    that of plain batches of n. Memory: two trees like the parameters, for each chain.
+    Cost: two gradients of the batch per step, and a gradient of all N examples in one step of
+    `every`, under `jax.vmap` too where the chains step together. With `every` = N/n this is three
+    times the cost of plain batches of n. Memory: two trees like the parameters, for each chain.
 
     Args:
       grad: `grad(params, batch)`, the mean gradient of a batch, such as `jax.grad(loss)`.
-      data: all examples, a tree of arrays with one leading axis of them: those of `sample`.
-      every: how many steps a center serves, from 1, where each gradient is that of all examples, to
-        2³¹ - 1.
+      data: all examples, a tree of arrays with one leading axis, as given to `sample`.
+      every: how many steps a center serves, from 1 (every gradient is of all examples) to 2³¹ - 1.
       batch_size: how many examples at once for ∇L(c), which is the same up to rounding; by default
         all, of all chains at once.
 
@@ -237,7 +237,7 @@ def svrg(
 
 def _check_arguments(name: str, grad: Any, data: Any, batch_size: int | None) -> None:
     if not callable(grad):
-        raise TypeError(f"grad must be a function, as jax.grad(loss) is, got {grad!r}")
+        raise TypeError(f"grad must be a function, such as jax.grad(loss), got {grad!r}")
     if data is None:
         raise ValueError(f"{name} needs data, got None")
     count_examples(data, batch_size)

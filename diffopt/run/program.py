@@ -1,9 +1,9 @@
 """Compiled programs, kept by what they compute and not by the function that they came from.
 
 `jax.jit` keeps a program by the identity of a function. What the function closes over is then part
-of the program, as it was at the first call. Here a function is traced at every call, so that the
-answer is that of what it sees now. The arrays that it closes over become arguments, so that a
-program is compiled anew only where the program differs, not where its values do.
+of the program, as it was at the first call. Here a function is traced at every call and sees the
+present values. The arrays that it closes over become arguments, so JAX compiles again only if the
+program differs, not if its values do.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ def compile_program(
 
     Args:
       function: a function of trees of arrays.
-      *args: arguments like those of the calls: of their shapes, dtypes and devices.
+      *args: arguments with the shapes, dtypes and devices of the calls.
       donate: the positions of arguments whose memory the program may use for its results.
     """
     jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*args)

@@ -31,11 +31,11 @@ def baoab(
         v ← c v + √((1 - c²) T) ξ,  c = exp(-γh)     O
         θ ← θ + h v / 2                              A
 
-    The half kicks at the end of one step and at the start of the next are at the same θ, and are
-    taken as one: one gradient a step, and the positions are those of BAOAB. Where a schedule
+    The half kicks at the end of one step and at the start of the next are at the same θ. They are
+    taken as one, with one gradient a step, and the positions agree with BAOAB. Where a schedule
     changes h, each half has the size of its own step.
 
-    The stationary density of θ is proportional to exp(-L(θ)/T) and that of v is N(0, T), with an
+    The stationary density of θ is proportional to exp(-L(θ)/T), and v is N(0, T), with an
     error of weak order 2 (of order 4 in θ when the friction is large). On L = kθ²/2 there is
     none: Var θ = T/k and Var v = T at every stable step, that is h < 2/√k.
 

@@ -37,11 +37,10 @@ def sampler(
     r"""Make a sampler from its equation: the frame in which every sampler of diffopt is written.
 
     The equation is a function `step(g, xi, state) -> (updates, state)` of trees: the gradient g, a
-    fresh increment ξ ~ N(0, I) in every element, and the state before the step. The frame does
-    what is the same for all: it checks the key, the noise and the parameters, splits the key,
-    draws ξ, counts, and gives updates the dtypes of the gradients and the state those it had. So
-    the sampler works under `jax.jit`, `scan`, `vmap`, sharding, `optax.MultiSteps` and
-    checkpoints as those of diffopt do.
+    fresh increment ξ ~ N(0, I) in every element, and the state before the step. The frame does the
+    rest: it checks the key, the noise and the parameters, splits the key, draws ξ, counts the
+    steps and casts. Your sampler then works under `jax.jit`, `scan`, `vmap`, sharding,
+    `optax.MultiSteps` and checkpoints, like the samplers of diffopt.
 
     Args:
       step: the equation. g and ξ are in float32 or wider, whatever the gradients are; the frame
@@ -62,7 +61,7 @@ def sampler(
       noise: the law of ξ: `"gaussian"` (the numbers of `jax.random.normal`), `"gaussian16"` (from
         16 bits each, several times cheaper: 65,536 values up to ±4.43, the fourth moment 3 to
         2·10⁻⁵ of it, numbers of its own), `"rademacher"` (±1 with equal probability, from one
-        random bit; mean, variance and third moment are those of a Gaussian, so an Euler-Maruyama
+        random bit; mean, variance and third moment are a Gaussian's, so an Euler-Maruyama
         step keeps its weak order 1, but a step never moves an element further than its standard
         deviation), or a function `(key, shape, dtype) -> array` of mean 0 and variance 1, which
         `optax.inject_hyperparams` takes for a schedule unless it is told `static_args="noise"`.
@@ -110,7 +109,7 @@ def sampler(
         fresh = SamplerState(jnp.zeros([], jnp.int32), derive_key(key, "sampler"))
         state = fresh if init is None else init(params, *fresh)
         if not all(hasattr(state, name) for name in ("count", "key", "_replace")):
-            raise TypeError(f"init must give a NamedTuple with count and key, got {state!r}")
+            raise TypeError(f"init must return a NamedTuple with count and key, got {state!r}")
         return cast_like(state, state)
 
     def update_fn(

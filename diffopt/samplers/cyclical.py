@@ -56,7 +56,7 @@ def cyclical_schedule(peak: float | jax.Array, cycle_length: int) -> Schedule:
 
 
 def sampling_stage(cycle_length: int, explore: float) -> Schedule:
-    r"""The schedule that is 0 while a cycle explores and 1 while it samples.
+    r"""A schedule that is 0 while a cycle explores and 1 while it samples.
 
     Of each cycle of C steps the part `explore`, β, explores: 0 where (t mod C)/C < β, else 1.
     Times a temperature, it makes the exploring part an optimizer without noise, as in algorithm 1
@@ -89,7 +89,7 @@ def sampling_stage(cycle_length: int, explore: float) -> Schedule:
     first = math.ceil(round(explore * length, 6))
     if first == length:
         raise ValueError(
-            f"explore must leave a step of the cycle to sample, got explore {explore!r} with"
-            f" cycle_length {length}"
+            "explore must leave at least one step of the cycle to sample, got explore"
+            f" {explore!r} with cycle_length {length}"
         )
     return lambda count: jnp.where(count % length < first, 0.0, 1.0)

@@ -18,19 +18,19 @@ def fan_in_variance(
     other: float | jax.Array = 1.0,
     out_axis: int = -1,
 ) -> Any:
-    r"""The variance of each weight of a network by how many inputs it shares its unit with.
+    r"""A prior variance for each weight: `scale` over the fan-in of its layer.
 
-    Where the inputs of a unit are of order 1 and its weights independent of variance c/fan-in, the
-    sum over its inputs has variance of order c at every width. c = 2 keeps the size of the signal
-    from layer to layer of rectified units, as it does at initialization; c = 1 does so for linear
-    and tanh units. One variance for all, as 1, is a prior under which outputs of wide layers are
-    far too large.
+    If the inputs of a unit are of order 1 and its weights are independent with variance c/fan-in,
+    the sum over its inputs has variance of order c at every width. c = 2 keeps the size of the
+    signal from layer to layer of rectified units, as it does at initialization; c = 1 does so for
+    linear and tanh units. With one variance for all weights, such as 1, wide layers have far too
+    large outputs under the prior.
 
     The rule looks at shapes alone, with the last axis for the outputs, as in Flax and Haiku:
 
     - two axes or more are the weights of a layer. Fan-in is the product of all but the axis of the
       outputs: `[in, out]` has in, a convolution `[height, width, in, out]` has height·width·in
-      (`in` is that of one group where there are groups). Equinox and PyTorch have the outputs
+      (with groups, `in` counts the inputs of one group). Equinox and PyTorch have the outputs
       first, `[out, in]`, `[out, in, height, width]`: `out_axis=0`.
     - no axis or one is a bias, a scale or a shift of a normalization: `other`.
 

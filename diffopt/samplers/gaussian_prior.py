@@ -31,10 +31,10 @@ def gaussian_prior(
     *,
     center: Any = 0.0,
 ) -> optax.GradientTransformation:
-    r"""Add a Gaussian prior on each parameter to the gradients that pass.
+    r"""Add the gradient of a Gaussian prior on each parameter.
 
-    A sampler at temperature T draws from exp(-L(θ)/T). To draw from that times the density
-    N(θ; c, variance) in each element, its gradient has to be that of
+    A sampler at temperature T draws from exp(-L(θ)/T). To multiply this by the prior density
+    N(θ; c, variance) in each element, the sampler needs the gradient of
 
         L(θ) + T |θ - c|² / (2 variance),    so    g ← g + T (θ - c) / variance
 
@@ -47,9 +47,9 @@ def gaussian_prior(
         tx = optax.chain(diffopt.gaussian_prior(1.0, T), diffopt.baoab(h, T))
 
     After the sampler it would act on the update, without the step size and with the wrong sign.
-    What sees the loss alone, as `find_step_size` and the configurational temperature of `sample`
-    do, does not see this prior: for those add T |θ - c|²/(2 variance) to the loss instead.
-    `optax.masked` gives it to some parameters.
+    `find_step_size` and the configurational temperature of `sample` see the loss alone, not this
+    prior. If you use them, add T |θ - c|²/(2 variance) to the loss instead. `optax.masked` gives
+    the prior to some parameters.
 
     A network wants a variance for each layer: `"fan_in"` is `fan_in_variance(params)`, 2/fan-in for
     weights and 1 for biases and scales, by the shapes of the parameters. That function has the

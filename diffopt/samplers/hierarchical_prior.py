@@ -33,31 +33,31 @@ def hierarchical_prior(
     every: int = 10,
     key: int | jax.Array = 0,
 ) -> optax.GradientTransformation:
-    r"""Add a Gaussian prior to the gradients, of a precision that is sampled for each leaf.
+    r"""Add the gradient of a Gaussian prior whose precision is sampled for each leaf.
 
-    The prior of a leaf θ of d parameters is N(0, 1/λ) in each, and λ, one number for the leaf, has
-    the prior Gamma(shape, rate), of mean shape/rate. The chain samples both:
+    Each of the d parameters of a leaf θ has the prior N(0, 1/λ). The precision λ is one number for
+    the leaf and has the prior Gamma(shape, rate), of mean shape/rate. The chain samples both:
 
         p(θ, λ) ∝ exp(-L(θ)/T) · Π λ^(d/2) exp(-λ|θ|²/2) · λ^(shape - 1) exp(-rate λ)
 
-    where the product is over the leaves. Given λ, the gradient at temperature T is that of
+    where the product is over the leaves. Given λ, the gradient is the one of
     `gaussian_prior(1/λ, T)`, with the temperature T of the sampler that follows. Given θ, λ is
-    independent of the loss and has a Gamma law, from which it is drawn at the first step and then
-    once in `every` steps (Gibbs):
+    independent of the loss and has a Gamma law. It is drawn from this law at the first step and
+    then once in `every` steps (Gibbs):
 
         λ' ~ Gamma(shape + d/2, rate + |θ|²/2), or λ' = λ between draws
         g ← g + T (λ + λ')/2 θ
         λ ← λ'
 
-    T stands in the gradient alone: it tempers the loss, as 1/N does for a mean over N examples, and
-    neither the prior of θ nor that of λ. At T = 0 gradients pass unchanged. Half of the gradient is
-    that of the old λ, because velocities, as those of `baoab` and `sghmc`, stand half a kick behind
-    the parameters. (With λ' alone a chain of `baoab` that draws at every step is far from its law.)
+    T stands in the gradient alone: it tempers the loss, as 1/N does for a mean over N examples, but
+    not the priors of θ and λ. At T = 0 gradients pass unchanged. Half of the gradient uses the old
+    λ, because the velocities of `baoab` and `sghmc` stand half a kick behind the parameters. (With
+    λ' alone a chain of `baoab` that draws at every step is far from its law.)
 
     With λ integrated out, the prior of a leaf is Student's t with 2·shape degrees of freedom and
     the squared scale rate/shape: heavier tails than a Gaussian, and one scale for the leaf that the
-    data choose. The draws are exact at every `every`, so the error is that of the sampler in
-    its step: of second order for `baoab`, of first for `sgld`.
+    data choose. The draws are exact at every `every`, so only the sampler's step has an error: of
+    second order for `baoab`, of first order for `sgld`.
 
     Where it goes: first in the chain, before the sampler:
 
@@ -80,7 +80,7 @@ def hierarchical_prior(
       shape: of the Gamma prior of λ, > 0, a number or a 0-d array.
       rate: of the Gamma prior of λ, > 0, in units of θ², likewise.
       every: λ is drawn at the first step, and then once in so many.
-      key: an int or a PRNG key, of the draws of λ. It may be that of the sampler.
+      key: an int or a PRNG key, of the draws of λ. It may equal the sampler's.
 
     Returns:
       An `optax.GradientTransformation` with a `HierarchicalPriorState`; its `update` needs

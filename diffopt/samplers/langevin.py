@@ -17,7 +17,7 @@ def langevin(
     key: int | jax.Array = 0,
     noise: Noise = "gaussian",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Add the noise of a Langevin diffusion to the gradients that pass.
+    r"""Add the noise of a Langevin diffusion to the gradients.
 
     With a learning rate η, `g ← g + √(2D/η) ξ`, ξ ~ N(0, I). `optax.sgd(η)` multiplies what
     reaches it by -η, so that
@@ -30,7 +30,7 @@ def langevin(
     samples the Bayesian posterior. The scheme has weak order 1: on L = kθ²/2 its stationary
     variance is D / (k (1 - ηk/2)).
 
-    Without a learning rate, `g ← g + √(2D) ξ`: gradient noise of covariance 2D, like that of a
+    Without a learning rate, `g ← g + √(2D) ξ`: gradient noise of covariance 2D, as from a
     minibatch. After `optax.sgd(η)` the chain is then at temperature D·η, which is smaller than D
     by the factor η: with a constant η, `langevin(D)` is `langevin(D * lr, learning_rate=lr)`.
 

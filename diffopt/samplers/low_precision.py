@@ -272,7 +272,7 @@ def low_precision(
     size no more. One update loses something: where it takes a parameter to less than half its size,
     |u| > |p|/2, it is rounded to the dtype of the updates, because p + update could not be a finer
     number.
-    `docs/derivations.md` says why 14 bits, why p is rounded at random, and what it costs.
+    `docs/theory/derivations.md` says why 14 bits, why p is rounded at random, and what it costs.
 
     The wrapped transformation sees float32 gradients and the exact θ as its parameters. Its
     hyperparameters are float32 as well. Parameters of 32 bits or more pass as without the wrapper.

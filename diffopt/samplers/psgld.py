@@ -56,7 +56,7 @@ def psgld(
     in one dimension: the density falls to nearly nothing where the gradient is 0, at the mode.
     On kθ²/2 the variance then is 2T/k instead of T/k. With `decay` 0.99 it is too large by 5 %,
     14 % and 30 % where the chain forgets its state in 10, 33 and 100 steps. So take `decay` close
-    to 1, and trust the samples less than those of `sgld` or `baoab`. Beside the bias, the scheme
+    to 1, and trust the samples less than `sgld` or `baoab`. Beside the bias, the scheme
     has weak order 1: with constant G the variance is T / (k (1 - ηGk/2)).
 
     The first 1/(1 - decay) steps, in which ν fills up from 0, are hotter than T. A parameter whose

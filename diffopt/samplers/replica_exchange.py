@@ -25,7 +25,7 @@ class ReplicaState(NamedTuple):
       attempts: how often each pair of neighbours on the ladder could have swapped, int32
         `[rung - 1]`; it stays at 2³¹ - 1 once it is there.
       swaps: how often they did, likewise.
-      states: those of the samplers, each leaf `[chain, ...]`.
+      states: the states of the samplers, each leaf `[chain, ...]`.
     """
 
     key: jax.Array
@@ -44,18 +44,18 @@ def replica_exchange(
     every: int = 10,
     key: int | jax.Array = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Replica exchange: chains at a ladder of temperatures, which neighbours on it swap.
+    r"""Replica exchange: chains at a ladder of temperatures swap them with their neighbours.
 
-    Hot chains cross barriers and cold ones have the density that is asked for; swaps bring to the
-    cold what the hot have found, and weigh it right. All steps of `every` each second pair of
-    neighbours may swap, the others the next time. Chains i and j at Tᵢ < Tⱼ, with losses L, do so
-    with probability
+    Hot chains cross barriers. The coldest chain has the density you ask for. Swaps carry modes from
+    hot to cold with the right weights. Once in `every` steps, every other pair of neighbours on the
+    ladder may swap; the remaining pairs have their turn next time. Chains i and j at Tᵢ < Tⱼ, with
+    losses L, swap with probability
 
         min(1, exp(δ (Lᵢ - Lⱼ) - δ² Var(Lᵢ - Lⱼ)/2)),    δ = 1/Tᵢ - 1/Tⱼ
 
     and then each takes a step of `sampler` at its temperature. The first term is Metropolis' rule,
     which leaves the joint density ∏ exp(-L(θ)/T) as it is, so that every rung keeps the law that
-    its sampler has there. The second corrects for losses of minibatches: with it the law stays
+    its sampler has there. The second corrects for losses of minibatches: it keeps the law
     exact under Gaussian noise of known covariance. It costs swaps: where Lᵢ = Lⱼ and the noise of
     δ(Lᵢ - Lⱼ) has the standard deviation s, a share of erfc(s/√8) is left, 0.62 at s = 1 and 0.05
     at s = 4. With T = 1/N and batches of B, s grows as N/√B: take a larger batch for the losses of
@@ -68,24 +68,23 @@ def replica_exchange(
     the square root of the temperatures' ratio, and the friction of `sgnht` stays at its rung, whose
     noise it has found. Velocities stand half a kick behind the positions; a swap completes it with
     the gradients that `update` is given, scales, and takes it back, so that every rung keeps its
-    law also with a swap tried at each step. What changes gradients inside `sampler`, such as
-    clipping or a prior, is not seen here: put the prior into the loss. Where a law is off T by the
-    step size, as those of `sgld`, `sghmc` and `ubu`, swaps keep it up to a part of that error,
-    because Metropolis' rule goes by T.
+    law also with a swap tried at each step. Clipping or a prior inside `sampler` is not seen here:
+    put the prior into the loss. The laws of `sgld`, `sghmc` and `ubu` are off T by an error of the
+    step size. Swaps keep such a law up to a part of that error, because Metropolis' rule goes by T.
 
-    Each chain differs by its noise alone, so a loop is that of one chain under `jax.vmap`: see the
-    example. What couples parameters, as clipping by a global norm, goes into `sampler`. The losses
-    are of all that is sampled: a prior in the gradients belongs in them too, the same for all
-    temperatures. They have to be known far below the temperatures: float32 knows a loss of 10,000
-    to 1e-3, and at T = 1e-4 rounding alone would decide. Then give them in float64, or as the mean
-    of differences from the losses at a fixed point.
+    You write the loop of one chain under `jax.vmap`, as in the example. A transformation that
+    couples parameters, such as clipping by a global norm, goes into `sampler`. The losses include
+    every term that is sampled: a prior in the gradients too, the same for all temperatures. Their
+    rounding has to be far below the temperatures: float32 knows a loss of 10,000 to 1e-3, and at
+    T = 1e-4 rounding alone would decide. Then give the losses in float64, or as the mean of
+    differences from the losses at a fixed point.
 
-    Memory: that of `sampler` for each chain, and five numbers; a step costs that of the chains. The
-    ladder is right where neighbours swap some 20 to 60 % of the time (`state.swaps /
-    state.attempts`); temperatures in geometric progression are a start, whose ratio comes nearer to
-    1 as √(2/d) in d dimensions. Choose it where the modes are known to be far apart and their
-    weights matter; `cyclical_schedule` finds modes as well and weighs them by how it falls into
-    them.
+    Memory: the memory of `sampler` for each chain, and five numbers. A step costs as much as a step
+    of each chain. The ladder is right where neighbours swap some 20 to 60 % of the time
+    (`state.swaps / state.attempts`). Start with temperatures in geometric progression; their ratio
+    approaches 1 as √(2/d) in d dimensions. Choose replica exchange where modes are far apart and
+    you need their weights. `cyclical_schedule` finds modes too, but weighs them by how often it
+    falls into them.
 
     Args:
       sampler: `sampler(step_size, temperature, key=key)` makes the transformation of one chain, for
@@ -94,15 +93,15 @@ def replica_exchange(
       temperatures: the ladder, two or more, positive and increasing, in units of the loss. A traced
         one is taken as it is.
       every: swaps are tried at the first step, and then once in so many.
-      key: an int or a PRNG key, from which those of the chains are derived.
+      key: an int or a PRNG key; the keys of the chains are derived from it.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` with a `ReplicaState`, for params and gradients
       that lead with the chain axis, as long as the ladder. `update` needs `value`, the losses at
-      these params, `[chain]`, and takes `covariance`, that of their noise, `[chain, chain]`: of the
-      losses ℓ `[chain, example]` of one batch for all, `jnp.cov(ℓ) / batch_size`. By default they
-      are exact (another extra argument, a misspelt one too, is ignored). A chain whose loss is NaN
-      swaps with none, and one at +inf leaves for the hot.
+      these params, `[chain]`, and takes `covariance`, the covariance of their noise,
+      `[chain, chain]`: `jnp.cov(ℓ) / batch_size` for the losses ℓ `[chain, example]` of one batch
+      for all chains. By default the losses are exact. Other extra arguments, misspelt ones too, are
+      ignored. A chain whose loss is NaN swaps with none; a chain at +inf moves up the ladder.
 
     Raises:
       ValueError: `temperatures` are fewer than two, not positive and finite, or not increasing;
@@ -155,8 +154,8 @@ def replica_exchange(
         holds = lambda x: hasattr(x, "hyperparams")
         if any(map(holds, jax.tree.leaves(states, is_leaf=holds))):
             raise TypeError(
-                "sampler keeps hyperparameters in its state, as optax.inject_hyperparams does,"
-                " where no swap reaches them: let it take the temperature as it comes"
+                "sampler must not keep the temperature in its state, as optax.inject_hyperparams"
+                " does: replica_exchange passes a new temperature after each swap"
             )
         return ReplicaState(
             own,
@@ -220,7 +219,7 @@ def _check_ladder(temperatures: Any) -> np.ndarray | jax.Array:
     )
     if len(ladder) < 2 or not good:
         raise ValueError(
-            "temperatures must be two or more, positive, finite and increasing, got"
+            "temperatures must be two or more numbers, positive, finite and increasing, got"
             f" {temperatures if traced else ladder.tolist()}"
         )
     return ladder
@@ -230,8 +229,8 @@ def _check_leading(name: str, tree: Any, size: int) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if jnp.shape(leaf)[:1] != (size,):
             raise ValueError(
-                f"{name}{jax.tree_util.keystr(path)} must lead with the {size} chains, one for each"
-                f" temperature, got the shape {jnp.shape(leaf)}"
+                f"{name}{jax.tree_util.keystr(path)} must have a leading axis of {size} chains, one"
+                f" for each temperature, got shape {jnp.shape(leaf)}"
             )
 
 
@@ -240,8 +239,8 @@ def _check_losses(value: Any, size: int) -> jax.Array:
         raise TypeError("update needs value=losses, the loss of each chain")
     if jnp.shape(value) != (size,):
         raise ValueError(
-            f"value must be the losses of the {size} chains, got the shape {jnp.shape(value)}:"
-            " write the loop, which sample does not run for a ladder"
+            f"value must be the losses of the {size} chains, got shape {jnp.shape(value)};"
+            " replica_exchange needs your own loop, sample does not run it"
         )
     return jnp.asarray(value, float)
 
@@ -259,8 +258,8 @@ def _log_ratios(
         return delta * gap
     if jnp.shape(covariance) != (size, size):
         raise ValueError(
-            f"covariance must be that of the {size} losses, of shape ({size}, {size}), got the"
-            f" shape {jnp.shape(covariance)}"
+            f"covariance of the {size} losses must have shape ({size}, {size}), got"
+            f" {jnp.shape(covariance)}"
         )
     of_rungs = jnp.asarray(covariance, ladder.dtype)[chain][:, chain]
     own = jnp.diagonal(of_rungs)
@@ -272,8 +271,8 @@ def _exchange(states: Any, grads: Any, factors: jax.Array, source: jax.Array) ->
     """`states` after the swaps: velocities times the factor of their chain, frictions of the rung.
 
     It is the velocity at θ that is scaled, for which the state's `half_kick` says how much of the
-    gradient to take. A thermostat's friction belongs to the temperature it has found it at: chain i
-    takes over that of chain `source[i]`.
+    gradient to take. A thermostat's friction belongs to its temperature: chain i
+    takes over the friction of chain `source[i]`.
     """
     at_path = {jax.tree_util.keystr(p): g for p, g in jax.tree_util.tree_leaves_with_path(grads)}
 

@@ -36,7 +36,7 @@ def sghmc(
         Var θ = T / (k (1 - ηk / (2(1 + m))))
         Var v = 2ηT / ((1 + m) (1 - ηk / (2(1 + m))))
 
-    so that the error is of weak order 1 in η, and smaller than that of `sgld` at the same η by
+    so that the error is of weak order 1 in η, and smaller than the error of `sgld` at the same η by
     the factor 1 + m; `baoab` has none at all on a quadratic. (With h² = 2η/(1 + m) the step is
     the leapfrog method of Brünger, Brooks & Karplus, of order 2 in h.) A minibatch whose gradients
     have variance σ² adds η²σ² to the variance of each step's noise and raises the temperature to
@@ -44,8 +44,8 @@ def sghmc(
 
     Where a schedule changes η, v is first taken into the units of the new step, √(η'/η) times what
     it was (to be exact, v ← c'∇L + √(η'/η) (v - c∇L) with c = η/(1 + m), as v stands half a kick
-    behind θ). So the chain stays at T, and Var θ goes over to that of the present η, however far η
-    jumps. Where η is 0 nothing moves, and v waits.
+    behind θ). So the chain stays at T, and Var θ approaches its value at the present η, however
+    far η jumps. Where η is 0 nothing moves, and v waits.
 
     With a constant η it is `optax.sgd(η, momentum=m)` at T = 0, and also
     `chain(langevin((1 - m) T, learning_rate=η), optax.sgd(η, momentum=m))`: the same step with the

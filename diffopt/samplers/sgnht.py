@@ -46,13 +46,12 @@ def sgnht(
     key: int | jax.Array = 0,
     noise: Noise = "gaussian",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Stochastic gradient Nosé-Hoover thermostat: SGHMC that holds its mean temperature itself.
+    r"""Stochastic gradient Nosé-Hoover thermostat: SGHMC that controls its mean temperature.
 
-    The friction is a variable that grows while the velocities are too hot and shrinks while they
-    are too cold, so that noise of unknown size in the gradients, as from a minibatch, is taken
-    out again: dθ = u dt, du = -∇L dt - γu dt + √(2AT) dW, dγ ∝ (u·u/d - T) dt, with d the number
-    of parameters. In steps of length h, with v = hu, η = h², α = γh and m = 1 - Ah,
-    ξ ~ N(0, I):
+    The friction is a variable: it grows while the velocities are too hot and shrinks while they
+    are too cold. So it takes out gradient noise of unknown size, as from a minibatch. The diffusion
+    is dθ = u dt, du = -∇L dt - γu dt + √(2AT) dW, dγ ∝ (u·u/d - T) dt, with d the number of
+    parameters. In steps of length h, with v = hu, η = h², α = γh and m = 1 - Ah, ξ ~ N(0, I):
 
         v ← (1 - α) v - η ∇L(θ) + √(2(1 - m)ηT) ξ
         θ ← θ + v
@@ -66,7 +65,7 @@ def sgnht(
 
     The joint stationary density of the diffusion is proportional to exp(-L/T - u·u/(2T)) times
     an inverse gamma density of α, of shape 2d + 1 and mean 1 - m, for any d
-    (`docs/derivations.md`); that of the step has weak order 1 in η. On L = k|θ|²/2 with many
+    (`docs/theory/derivations.md`); the step has weak order 1 in η. On L = k|θ|²/2 with many
     parameters, where α becomes a constant α*, Var θ = T/k exactly at every stable step for
     gradients with noise of the same variance σ² in every direction:
 

@@ -23,8 +23,8 @@ def ubu(
     r"""Langevin dynamics split as UBU: its paths are of strong order 2, at one gradient a step.
 
     The diffusion dθ = v dt, dv = -∇L dt - γv dt + √(2γT) dW is split into two parts: a kick by
-    the gradient (B), and all the rest (U), a free particle in a heat bath, which has an exact
-    solution too: θ and v move together, driven by one Brownian path. In steps of length h, with
+    the gradient (B), and all the rest (U), a free particle in a heat bath. U has an exact solution
+    too: θ and v move together, driven by one Brownian path. In steps of length h, with
     c = exp(-γh), x = γh/2 and two independent ξ, ζ ~ N(0, I):
 
         v ← v - h ∇L(θ)                                                 B
@@ -37,7 +37,7 @@ def ubu(
     `baoab` but for a shorter drift and the second increment. v stands behind θ by the kick c∇L with
     c = h/2 (1 - coth x + 1/x), near half of one; where a schedule changes h, v ← v + (c' - c)∇L.
 
-    Its paths are those of the diffusion with an error of strong order 2: √E|θ - θ(t)|² = O(h²) for
+    Its paths follow the diffusion with an error of strong order 2: √E|θ - θ(t)|² = O(h²) for
     the same Brownian path, with an error of O(h) in v, which stands half a kick behind. The
     stationary density of θ is proportional to exp(-L/T) with an error of order 2. On L = kθ²/2,
     where it is stable for h²k < 2γh / tanh(γh/2), a little beyond `baoab`'s 4,

@@ -80,7 +80,7 @@ def test_what_was_finished_is_kept_at_an_interrupt(tmp_path, monkeypatch, capsys
         (["--repeats", "1"], "'1' is not a whole number from 2"),
         (["training", "--dataset", "mnist"], "unknown dataset 'mnist'"),
         (["training", "--batch-size", "99999"], "--batch-size 99999: must be from 1 to 1437"),
-        (["laws", "laws"], "parts: laws is there twice"),
+        (["laws", "laws"], "parts: laws is given twice"),
         (["--out", "/proc/x/y"], "--out /proc/x/y cannot be written"),
     ],
 )

@@ -166,7 +166,7 @@ def test_other_devices_go_on_and_say_so(tmp_path, capsys):
     for devices in ("4 x cpu of 2 processes", "4 x cpu of 2 processes", "1 x cpu of 1 processes"):
         assert not capsys.readouterr().err
         checkpoint.match_settings(tmp_path, {"--epochs": 3}, devices)
-    said = f"--checkpoint {tmp_path} was made on 4 x cpu of 2 processes and goes on on 1 x cpu"
+    said = f"--checkpoint {tmp_path} was made on 4 x cpu of 2 processes and continues on 1 x cpu"
     assert capsys.readouterr().err.startswith(said)
 
 

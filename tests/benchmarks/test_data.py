@@ -165,7 +165,7 @@ def test_parquet_files_are_read_without_tensorflow(parquet, capsys):
 def test_parquet_files_of_another_form_are_named(parquet):
     for path in parquet.folder.iterdir():
         pyarrow.parquet.write_table(pyarrow.table({"image": [1], "label": [1]}), path)
-    with pytest.raises(cli.UsageError, match=f"^cifar10 cannot be had from {parquet.home}: \\S"):
+    with pytest.raises(cli.UsageError, match=f"^cifar10 cannot be read from {parquet.home}: \\S"):
         data.cifar10(str(parquet.home))
 
 

@@ -86,7 +86,7 @@ def test_begun_on_other_devices_they_go_on(run, whole, tmp_path, ways):
     history = json.loads(saved.read_text())["record"]["history"]
     found = run(kept, *[()] * (1 + (ways[1] is environments)), where=ways[1])
     assert [status for status, _ in found] == [0] * len(found), found
-    assert "was made on" in found[0][1][0] and "goes on on" in found[0][1][0]
+    assert "was made on" in found[0][1][0] and "continues on" in found[0][1][0]
     ended = json.loads((out / "metrics.json").read_text())["runs"][0]
     assert ended["history"][:6] == history and len(ended["history"]) == 14
     there = results(whole[0].with_name("out"))[0]  # the same but for roundings

@@ -76,8 +76,8 @@ def test_a_stranger_at_the_port(index):
         ("127.0.0.1", "2", "0", "JAX_COORDINATOR_ADDRESS=127.0.0.1 is not HOST:PORT"),
         ("127.0.0.1:0", "2", "0", "JAX_COORDINATOR_ADDRESS=127.0.0.1:0 is not HOST:PORT"),
         ("127.0.0.1:99999", "2", "0", "JAX_COORDINATOR_ADDRESS=127.0.0.1:99999 is not HOST:PORT"),
-        ("127.0.0.1:1", "-2", "0", "JAX_NUM_PROCESSES=-2 is no whole number"),
-        ("127.0.0.1:1", "2", "²", "JAX_PROCESS_ID=² is no whole number"),
+        ("127.0.0.1:1", "-2", "0", "JAX_NUM_PROCESSES=-2 is not a whole number"),
+        ("127.0.0.1:1", "2", "²", "JAX_PROCESS_ID=² is not a whole number"),
         ("127.0.0.1:1", "2", "2", "there is no process 2 of 2"),
     ],
 )

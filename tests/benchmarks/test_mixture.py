@@ -37,7 +37,7 @@ def test_the_distance_of_the_weights_from_the_mixture():
         (["--explore", "nan"], "--explore must be from 0 to below 1"),
         (
             ["--explore", "0.9", "--cycles", "50000"],
-            "explore must leave a step of the cycle",
+            "explore must leave at least one step of the cycle",
         ),
         (["--out", "/proc/x"], "mixture: --out /proc/x cannot be written"),
     ],

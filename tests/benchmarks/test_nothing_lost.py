@@ -98,7 +98,7 @@ def test_a_refused_command_writes_nothing(out, arguments, capsys):
 
 def test_repeated_names_are_refused(capsys):
     for option, values in (("--optimizers", ["adam", "adam"]), ("--temperature", ["a", "b", "a"])):
-        with pytest.raises(cli.UsageError, match=f"^{option}: {values[0]} is there twice$"):
+        with pytest.raises(cli.UsageError, match=f"^{option}: {values[0]} is given twice$"):
             cli.require_unique(option, values)
 
 

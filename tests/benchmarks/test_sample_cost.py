@@ -46,7 +46,7 @@ def test_it_writes_a_row_for_each_number_of_chains(tmp_path, capsys):
     ("arguments", "sentence"),
     [
         (["--steps", "0"], "'0' is not a whole number from 1"),
-        (["--chains", "2", "2"], "--chains: 2 is there twice"),
+        (["--chains", "2", "2"], "--chains: 2 is given twice"),
     ],
 )
 def test_bad_arguments_give_one_sentence_and_status_2(arguments, sentence, capsys):

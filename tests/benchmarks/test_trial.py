@@ -505,7 +505,7 @@ def test_which_claims_are_tried(arguments, claims, size):
         (["--claims", "magic"], "invalid choice: 'magic'"),
         (["--quick", "--full"], "not allowed with argument"),
         (["--claims", "cost", "--no-claims"], "not allowed with argument"),
-        (["--claims", "cost", "--distributed"], "the trial is of one process"),
+        (["--claims", "cost", "--distributed"], "the trial runs in one process"),
         (["--tune", "--no-claims"], "nothing to tune"),
         (["--tune", "--claims", "cost", "tuning"], "nothing is tuned for them"),
         (["--full", "--no-claims"], "--full without claims"),

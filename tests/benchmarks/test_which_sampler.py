@@ -99,7 +99,7 @@ def test_a_refused_step_size_and_a_diverged_chain_are_told():
     ("arguments", "sentence"),
     [
         (["--problems", "none"], "invalid choice: 'none'"),
-        (["--problems", "mixture", "mixture"], "--problems: mixture is there twice"),
+        (["--problems", "mixture", "mixture"], "--problems: mixture is given twice"),
         (["--out", "/proc/x"], "which_sampler: --out /proc/x cannot be written"),
     ],
 )

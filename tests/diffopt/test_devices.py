@@ -19,7 +19,7 @@ CASES = [
     *(("sgld", "gaussian16"), ("sgld", "rademacher")),
 ]
 STEPS = 3
-PAGE = (ROOT / "docs" / "devices.md").read_text()
+PAGE = (ROOT / "docs" / "tutorials" / "devices.md").read_text()
 
 
 def sampler(name, noise):

@@ -81,7 +81,7 @@ def test_a_raw_key_in_the_state_is_told():
     [
         (np.array(["a", "b"]), r"data must be an array of numbers, got numpy.ndarray of <U1"),
         ({"x": np.array([None, 1])}, r"data\['x'\] must be an array of numbers"),
-        (np.ma.masked_array([1.0, 2.0], [0, 1]), "leave out what is masked"),
+        (np.ma.masked_array([1.0, 2.0], [0, 1]), "drop the masked entries"),
     ],
 )
 def test_data_that_are_no_numbers_are_named(data, message):

@@ -107,9 +107,11 @@ def test_ctrl_c_is_heard_between_draws_that_take_long(monkeypatch):
 
 
 def test_sample_inside_another_program_is_refused():
-    with pytest.raises(TypeError, match="sample cannot run inside jit, vmap.*: params is traced"):
+    with pytest.raises(
+        TypeError, match="sample .* cannot run inside jit, vmap.*: params is traced"
+    ):
         jax.jit(lambda p: diffopt.sample(TX, bowl, p, num_steps=2).draws)(jnp.zeros(3))
-    with pytest.raises(TypeError, match="find_step_size cannot run inside"):
+    with pytest.raises(TypeError, match="find_step_size .* cannot run inside"):
         jax.vmap(lambda p: diffopt.find_step_size(diffopt.sgld, bowl, p, temperature=1.0))(
             jnp.zeros((2, 3))
         )

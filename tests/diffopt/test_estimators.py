@@ -354,9 +354,12 @@ def test_eight_devices_share_the_chains():
 @pytest.mark.parametrize(
     ("update", "message"),
     [
-        (lambda p, batch, s: (p[:1], s), r"the gradients of estimator must have the shape \(3,\)"),
-        (lambda p, batch, s: p, "estimator must be a GradientEstimator, whose update"),
-        (optax.sgd(0.1).update, "the state that estimator gives back must have the structure"),
+        (
+            lambda p, batch, s: (p[:1], s),
+            r"the gradients of estimator must have the shape \(3,\)",
+        ),
+        (lambda p, batch, s: p, r"estimator.update\(params, batch, state\) must return"),
+        (optax.sgd(0.1).update, "the new state of estimator must have the structure"),
     ],
 )
 def test_what_is_no_estimator_is_refused(update, message):

@@ -101,7 +101,7 @@ def test_gradients_without_noise_or_curvature_add_nothing():
 @pytest.mark.parametrize(
     ("message", "call"),
     [
-        ("grads must be of 4 minibatches", lambda f: f({"w": jnp.ones((3, 2))}, 0.1)),
+        ("grads must hold 4 minibatches", lambda f: f({"w": jnp.ones((3, 2))}, 0.1)),
         ("grads must have one", lambda f: f({"w": jnp.ones((4, 2)), "b": jnp.ones(5)}, 0.1)),
         ("grads must have one", lambda f: f({"w": jnp.ones(())}, 0.1)),
         ("grads must have one", lambda f: f({}, 0.1)),

@@ -116,8 +116,8 @@ def test_a_chain_that_diverges_is_named_and_left_out():
         ({"batch_size": 0}, ValueError, "batch_size"),
         ({"key": 1.5}, TypeError, "key"),
         ({"params": jnp.zeros([], int)}, TypeError, "floating-point"),
-        ({"loss": lambda w, batch: w - batch}, TypeError, "loss must give a real scalar"),
-        ({"loss": lambda w, batch: 1j * w}, TypeError, "loss must give a real scalar"),
+        ({"loss": lambda w, batch: w - batch}, TypeError, "loss must return a real scalar"),
+        ({"loss": lambda w, batch: 1j * w}, TypeError, "loss must return a real scalar"),
         ({"data": {"x": DATA, "y": DATA[1:]}}, ValueError, "leading axis"),
         ({"data": DATA[:1]}, ValueError, "at least 2 examples, got 1"),
         ({"data": None}, ValueError, "needs a temperature"),
@@ -170,7 +170,7 @@ def test_a_doubtful_estimate_is_told(arguments, message):
 
 
 def test_a_sampler_that_cannot_be_called_is_named():
-    with pytest.raises(TypeError, match="sampler must be called as sampler.step_size, temperature"):
+    with pytest.raises(TypeError, match="sampler must accept sampler.step_size, temperature"):
         llc(sampler=lambda step_size: diffopt.sgld(step_size, 1.0))
 
 

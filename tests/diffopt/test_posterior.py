@@ -68,7 +68,7 @@ def test_dtypes_shapes_and_none_are_kept():
 @pytest.mark.parametrize("arguments", [(0, 0, 1), (-1, 0, 1), (1, -1, 1), (1, 0, 0)])
 def test_impossible_plans(arguments):
     capacity, start, every = arguments
-    with pytest.raises(ValueError, match="capacity ≥ 1, burn_in ≥ 0 and every ≥ 1"):
+    with pytest.raises(ValueError, match="capacity ≥ 1, burn_in ≥ 0, every ≥ 1"):
         diffopt.collect(capacity, burn_in=start, every=every)
 
 

@@ -28,7 +28,10 @@ def quadratic(p):
         ),
         (lambda g, xi, s: (0.0, s), "updates of step must have the structure"),
         (lambda g, xi, s: (g, None), "state of step must have the structure"),
-        (lambda g, xi, s: (g, s._replace(count=jnp.zeros(3))), "state of step.count must have the"),
+        (
+            lambda g, xi, s: (g, s._replace(count=jnp.zeros(3))),
+            "state of step.count must have the",
+        ),
     ],
 )
 def test_a_step_of_another_shape_is_named(step, message):
@@ -40,7 +43,7 @@ def test_a_step_of_another_shape_is_named(step, message):
 
 def test_a_state_without_a_key_is_named():
     tx = diffopt.sampler(lambda g, xi, s: (g, s), lambda p, count, key: {"count": count})
-    with pytest.raises(TypeError, match="init must give a NamedTuple with count and key"):
+    with pytest.raises(TypeError, match="init must return a NamedTuple with count and key"):
         tx.init(jnp.ones(3))
 
 

@@ -190,7 +190,7 @@ def test_it_can_be_made_of_arrays_in_a_traced_function():
 def test_what_is_no_ladder_is_refused_by_name_and_value():
     sgld = diffopt.sgld
     for bad in ([1.0], [], [2.0, 1.0], [1.0, 1.0], [0.0, 1.0], [-1.0, 1.0], [1.0, np.inf]):
-        with pytest.raises(ValueError, match=r"temperatures must be two or more, .*, got \["):
+        with pytest.raises(ValueError, match=r"must be two or more numbers, .*, got \["):
             diffopt.replica_exchange(sgld, 0.1, bad)
     for bad in (1.0, None, "warm", [[1.0, 2.0]], [1.0, "hot"], lambda count: 1.0):
         with pytest.raises(TypeError, match="temperatures must be a sequence of numbers, got"):
@@ -200,19 +200,19 @@ def test_what_is_no_ladder_is_refused_by_name_and_value():
     with pytest.raises(TypeError, match="key must be"):
         diffopt.replica_exchange(sgld, 0.1, LADDER, key=0.5)
     with pytest.raises(
-        TypeError, match="sampler must be called as sampler.step_size, temperature, key=key."
+        TypeError, match="sampler must accept sampler.step_size, temperature, key=key."
     ):
         diffopt.replica_exchange(diffopt.sgld(0.1, 1.0), 0.1, LADDER)
 
 
 def test_params_gradients_losses_and_covariances_of_another_shape_are_refused():
     tx = diffopt.replica_exchange(diffopt.sgld, 0.1, LADDER)
-    with pytest.raises(ValueError, match=r"params\['b'\] must lead with the 4 chains, .* \(3,\)"):
+    with pytest.raises(ValueError, match=r"params\['b'\] must have a leading axis of 4 .* \(3,\)"):
         tx.init({"a": jnp.zeros(4), "b": jnp.zeros(3)})
     with pytest.raises(TypeError, match=r"params has dtype int32"):
         tx.init(jnp.zeros(4, int))
     state, g = tx.init(jnp.zeros(4)), jnp.zeros(4)
-    with pytest.raises(ValueError, match=r"updates must lead with the 4 chains"):
+    with pytest.raises(ValueError, match=r"updates must have a leading axis of 4 chains"):
         tx.update(jnp.zeros(()), state, value=g)
     with pytest.raises(TypeError, match="update needs value=losses"):
         tx.update(g, state)
@@ -220,13 +220,13 @@ def test_params_gradients_losses_and_covariances_of_another_shape_are_refused():
         with pytest.raises(ValueError, match="value must be the losses of the 4 chains, got"):
             tx.update(g, state, value=bad)
     for bad in (0.5, jnp.zeros(4), jnp.zeros((3, 3))):
-        with pytest.raises(ValueError, match=r"covariance must be .* of shape \(4, 4\), got"):
+        with pytest.raises(ValueError, match=r"covariance .* must have shape \(4, 4\), got"):
             tx.update(g, state, value=g, covariance=bad)
 
 
 def test_temperatures_that_no_swap_would_reach_are_refused():
     injected = optax.inject_hyperparams(diffopt.sgld)
-    with pytest.raises(TypeError, match="keeps hyperparameters in its state"):
+    with pytest.raises(TypeError, match="must not keep the temperature in its state"):
         diffopt.replica_exchange(injected, 0.1, [1.0, 2.0]).init(jnp.ones(2))
 
 
@@ -235,13 +235,13 @@ def test_temperatures_that_no_swap_would_reach_are_refused():
     [
         (
             partial(diffopt.sgld, 0.1),
-            "sampler must be called as sampler.step_size, temperature, key=key.",
+            "sampler must accept sampler.step_size, temperature, key=key.",
         ),
         (
             lambda h, T: diffopt.sgld(h, T),
-            "sampler must be called as sampler.step_size, temperature, key=key.",
+            "sampler must accept sampler.step_size, temperature, key=key.",
         ),
-        (lambda h, T, key: 3, "must give an Optax transformation, got 3"),
+        (lambda h, T, key: 3, "must return an Optax transformation, got 3"),
     ],
 )
 def test_what_is_no_sampler(sampler, message):

@@ -1,4 +1,4 @@
-"""The code of docs/serialization.md, and that it is needed."""
+"""The code of docs/guides/serialization.md, and that it is needed."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.helpers import assert_equal
 
 pytestmark = pytest.mark.slow
 
-PAGE = Path(__file__).parents[2] / "docs" / "serialization.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "serialization.md"
 
 
 @pytest.fixture(scope="module")

@@ -206,9 +206,9 @@ def test_bad_input(message, bad):
 @pytest.mark.parametrize(
     ("sampler", "message"),
     [
-        (3, "called as .*key=key.*'int' object is not callable"),
-        (diffopt.langevin, "sampler must be called as .*key=key"),
-        (lambda h, T, key: 0.5, "must give an Optax transformation, got 0.5"),
+        (3, "accept .*key=key.*'int' object is not callable"),
+        (diffopt.langevin, "sampler must accept .*key=key"),
+        (lambda h, T, key: 0.5, "must return an Optax transformation, got 0.5"),
     ],
 )
 def test_what_is_no_sampler(sampler, message):

@@ -1,0 +1,78 @@
+"""Draw which part of diffopt answers which question.
+
+python docs/decisions.py    # writes docs/images/decisions.svg and its Chinese twin
+"""
+
+from pathlib import Path
+
+QUESTIONS = {
+    "": [
+        (
+            "Do you need intervals",
+            "or a posterior?",
+            "exact gradients: baoab",
+            "minibatches: sghmc",
+        ),
+        ("Are your weights", "in 16 bits?", "low_precision", "around your optimizer"),
+        ("Few data, or", "wrong labels?", "weight_noise", "label_noise"),
+        (
+            "Does your optimizer end",
+            "in a poor minimum?",
+            "langevin, cooled to 0",
+            "replica_exchange",
+        ),
+        ("Compare how complex", "two minima are?", "local_learning_coefficient", "wbic"),
+    ],
+    ".zh": [
+        ("需要区间", "或后验？", "精确梯度：baoab", "小批量：sghmc"),
+        ("权重是 16 位的？", "", "low_precision", "套在优化器外面"),
+        ("数据少，", "或标签有错？", "weight_noise", "label_noise"),
+        ("优化器停在", "不好的极小点？", "langevin，降温到 0", "replica_exchange"),
+        ("要比较极小点", "的复杂度？", "local_learning_coefficient", "wbic"),
+    ],
+}
+WORDS = {"": ("yes", "no", "Keep your optimizer."), ".zh": ("是", "否", "继续用现有的优化器。")}
+STEP = 92
+
+
+def box(x: int, y: int, width: int, lines: list[str], fill: str, edge: str) -> str:
+    """A rounded box of one line or two."""
+    lines = [line for line in lines if line]
+    shape = (
+        f'<rect x="{x}" y="{y}" width="{width}" height="58" rx="8" fill="{fill}" stroke="{edge}"/>'
+    )
+    first = y + 34 if len(lines) == 1 else y + 24
+    return shape + "".join(
+        f'<text x="{x + width / 2:g}" y="{first + 21 * i}" text-anchor="middle">{line}</text>'
+        for i, line in enumerate(lines)
+    )
+
+
+def draw(language: str) -> str:
+    """The questions from top to bottom, each with its answer on the right."""
+    yes, no, end = WORDS[language]
+    parts = []
+    for i, (*question, first, second) in enumerate(QUESTIONS[language]):
+        y = 6 + i * STEP
+        parts.append(box(6, y, 184, question, "#eef1fb", "#5b6fd6"))
+        parts.append(box(232, y, 214, [first, second], "#e9f6ec", "#3f8f4f"))
+        parts.append(f'<path d="M190 {y + 29}h36" marker-end="url(#tip)"/>')
+        parts.append(f'<text x="208" y="{y + 22}" text-anchor="middle">{yes}</text>')
+        parts.append(f'<path d="M98 {y + 58}v28" marker-end="url(#tip)"/>')
+        parts.append(f'<text x="108" y="{y + 78}">{no}</text>')
+    height = 6 + len(QUESTIONS[language]) * STEP
+    parts.append(box(6, height, 184, [end], "#f3f3f3", "#777"))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 452 {height + 66}" width="452"'
+        f' height="{height + 66}" font-family="Helvetica, Arial, Noto Sans CJK SC, sans-serif"'
+        ' font-size="16" fill="#222"><defs><marker id="tip" viewBox="0 0 8 8" refX="6" refY="4"'
+        ' markerWidth="8" markerHeight="8" orient="auto"><path d="M0 0L8 4L0 8z" stroke="none"'
+        ' fill="#555"/></marker></defs><style>path{stroke:#555;fill:none}rect{stroke-width:1.5}'
+        f"</style>{''.join(parts)}</svg>\n"
+    )
+
+
+if __name__ == "__main__":
+    for language in QUESTIONS:
+        path = Path(__file__).parent / "images" / f"decisions{language}.svg"
+        path.write_text(draw(language), "utf-8")
