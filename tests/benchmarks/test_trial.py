@@ -330,15 +330,10 @@ def test_each_method_learns_pairs_of_digits(method):
     assert [curve[-1] for curve in result["curve, last"]] == result["NLL, last"]
 
 
-def test_the_left_digit_of_a_pair():
-    x, labels, _, _ = digits.load_pairs()
-    left_x, left, _, _ = digits.load_left()
-    assert left_x is x and (left == labels // 10).all() and x.shape == (4000, 128)
-
-
 def test_gradients_until_a_goal_and_the_rise_of_the_nll():
     own = {"curve": [[3.0, 2.0, 1.0, 1.5], [3.0, 2.9, 2.8, 2.7]]}
     assert converges.gradients_until(np.array([2.0, 1.0]), own).tolist() == [50, 100]
+    assert overfits.after_an_eighth(own).tolist() == [3.0, 3.0]
     assert stable.rise(own).tolist() == [0.5, 0.0]
     assert stable.rise(stable.until_half(own)).tolist() == [0.0, 0.0]
 
@@ -582,7 +577,7 @@ def test_the_job_ends_with_the_trial(tmp_path, monkeypatch, capsys):
             "diffusion_seconds", "rival_seconds"}  # fmt: skip
     assert all(set(each) == keys for each in found["claims"])
     page, said = (tmp_path / "report.html").read_text(), capsys.readouterr().out
-    assert found["memory"] == [row] and "<td>2,000</td><td>2,400</td><td>4.0</td>" in page
+    assert found["memory"] == [row] and "<td>sgd: 2,000</td><td>2,400</td><td>4.0</td>" in page
     assert "The article’s claims on trial" in page and page.count('class="gain holds"') == 4
     assert found["full"] and f"{len(found['full'])}" and "that this run left out" in page
     assert "Escapes from minima, diffopt's best: holds somewhere: error" in said

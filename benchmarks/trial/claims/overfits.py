@@ -4,19 +4,21 @@ Two digits side by side, in 100 classes of 8 examples each on average. The artic
 `sghmc`, averaged; diffopt's best is momentum whose gradients are taken at perturbed weights
 (`weight_noise`), with mean weights. Rivals are momentum, AdamW and SAM, tuned by as many trials on
 a validation split, with averages, mean weights, cosines and early stopping, in full ensembles at
-equal cost, snapshots and smooth labels too. The control is pairs by their left digit alone. In
-full, and on CIFAR-10 where it is named, the article's step is tried on wrong labels, of which no
-clean validation set says when to stop.
+equal cost, snapshots and smooth labels too. The control is an eighth of the run, when little has
+overfitted. In full, and on CIFAR-10 where it is named, the article's step is tried on wrong labels,
+of which no clean validation set says when to stop.
 """
 
 from functools import partial
 from operator import itemgetter
+from typing import Any
+
+import numpy as np
 
 from ..problems import network_methods, networks
 from ..problems.network_methods import (
     ARTICLE,
     ARTICLES,
-    BEST,
     BEST_AVERAGE,
     BESTS,
     COOLED,
@@ -47,26 +49,22 @@ def run(size: str, keep: Keep, task: Task = PAIRS) -> list[Entry]:
     entries = []
     for column in ("article", "best"):
         results = network_methods.on_pairs(column, size, keep)
-        results.pop(BEST_AVERAGE, None)
+        early = network_methods.with_curves(results)
+        if column == "best":
+            results.pop(BEST_AVERAGE)
+        of = partial(network_methods.compare, "overfits", column)
         for kind, metric in METRICS.items():
             setting = f"pairs of digits, 100 classes: {kind}"
-            entries += network_methods.compare(
-                "overfits", column, setting, metric, results, itemgetter(kind)
-            )
-    if size == "quick":
-        return entries
-    control = {name: METHODS[name] for name in (ARTICLE, BEST, "momentum, mean weights")}
-    of_left = network_methods.run_methods(
-        networks.LEFT, control, frozen_settings.load("pairs, overfits")["0 %"], 0.0,
-        SIZES["pairs"][size], keep,
-    )  # fmt: skip
-    for column, method in (("article", ARTICLE), ("best", BEST)):
-        both = {name: of_left[name] for name in (method, "momentum, mean weights")}
-        entries += network_methods.compare(
-            "overfits", column, "the left digit of a pair, 10 classes: error", METRICS["error"],
-            both, itemgetter("error"), control=True,
-        )  # fmt: skip
+            entries += of(setting, metric, results, itemgetter(kind))
+        setting = "pairs of digits, an eighth of the run: NLL"
+        entries += of(setting, METRICS["NLL"], early, after_an_eighth, control=True)
     return entries + (with_wrong_labels(size, keep, networks.DIGITS) if size == "full" else [])
+
+
+def after_an_eighth(own: dict[str, Any]) -> np.ndarray:
+    """The NLL of each seed before anything has overfitted."""
+    curve = np.asarray(own["curve"])
+    return curve[:, max(curve.shape[1] // 8, 1) - 1]
 
 
 def untuned(task: Task) -> dict[str, Settings]:

@@ -1,7 +1,7 @@
 """Does noise make tuning easier? One run at customary settings; in full, a grid of them.
 
 Pairs of digits at what is customary: momentum's step of 0.1 and decay of 5e-4, AdamW's of 1e-3 and
-0.01, cosines for both and averages for all; noise at 3 % of each filter's norm, or at T = 1/N. The
+0.01, averages for all; noise at 3 % of each filter's norm, or at T = 1/N. The
 control is the tuned settings of `overfits`.
 
 The grid is that of digits, and CIFAR-10 where it is named, with 40 % wrong labels: every point of
@@ -106,9 +106,9 @@ def at_customary_settings(size: str, keep: Keep) -> list[Entry]:
         ARTICLE: MOMENTUM | {"temperature": 1 / PAIRS.train},
         BEST: MOMENTUM,
         "momentum, average": MOMENTUM,
-        "momentum, cosine": MOMENTUM,
+        "momentum, mean weights": MOMENTUM,
         "adamw, average": ADAMW,
-        "adamw, cosine": ADAMW,
+        "adamw, mean weights": ADAMW,
     }
     frozen = frozen_settings.load("pairs, overfits")["0 %"]
     entries = []

@@ -43,12 +43,6 @@ def load_pairs() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return parts[0], parts[1], parts[2], parts[3]
 
 
-def load_left() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The same pairs, which only their left digit classifies."""
-    x, labels, tests, test_labels = load_pairs()
-    return x, labels // 10, tests, test_labels // 10
-
-
 def init_network(key: jax.Array, layers: tuple[int, ...] = LAYERS) -> list[dict[str, jax.Array]]:
     """He's initial weights of a network of dense layers."""
     keys = jax.random.split(key, len(layers) - 1)

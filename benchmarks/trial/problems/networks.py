@@ -68,8 +68,6 @@ PAIRS = Task(
     train=800, validation=200, batch=50, vmapped=True, classes=100,
 )  # fmt: skip
 
-LEFT = PAIRS._replace(name="left of pairs", load=digits.load_left)
-
 
 def with_cnn(
     name: str, dataset: data.Data, *, train: int, validation: int, tests: int, batch: int
