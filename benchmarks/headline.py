@@ -5,6 +5,7 @@ from statistics import mean
 
 from .lib.tables import Tables, load, markdown
 from .trial.protocol import panel
+from .trial.protocol.verdicts import COLUMNS
 from .trial.tables import verdicts
 
 HEADLINES = {
@@ -52,13 +53,15 @@ ORIGIN = {
 CLAIMS = {
     "en": panel.TITLES,
     "zh": {
-        "escapes": "能逃离极小点",
-        "stable": "保持学习能力",
+        "converges": "收敛更快",
+        "stable": "更稳定",
         "overfits": "减轻过拟合",
         "tuning": "少调参",
         "cost": "开销小",
+        "escapes": "能逃离极小点",
     },
 }
+BY = {"en": COLUMNS, "zh": {"article": "文章的方法", "best": "diffopt 的最佳方法"}}
 VERDICTS = {
     "en": {"holds": "holds", "open": "open", "fails": "fails"},
     "zh": {"holds": "成立", "open": "未定", "fails": "不成立"},
@@ -105,9 +108,11 @@ def headline(language: str, docs: str) -> str:
 
 
 def claims(language: str) -> str:
-    """The article's claims, and the verdict on each."""
-    tried = verdicts()
-    titles = [CLAIMS[language][summary.claim] for summary in tried]
-    return markdown(
-        titles, [[VERDICTS[language][summary.verdict] for summary in tried]], left=len(titles)
-    )
+    """The article's claims, and the verdict on each by the article's step and by diffopt's best."""
+    tried = panel.by_claim(verdicts())
+    head = ["", *(CLAIMS[language][claim] for claim in tried)]
+    rows = [
+        [title, *(VERDICTS[language][of[column].verdict] for of in tried.values())]
+        for column, title in BY[language].items()
+    ]
+    return markdown(head, rows, left=len(head))

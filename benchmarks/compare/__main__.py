@@ -8,8 +8,8 @@
     srun python -m benchmarks.compare --distributed               # on many hosts
 
 The network is the article's CNN, in Flax NNX. An epoch is one compiled program, and all devices
-of all hosts share its batches. Then the article's five claims for the diffusion are tried: see
-`benchmarks.trial`.
+of all hosts share its batches. Then the article's claims for the diffusion are tried, each where it
+is decided: see `benchmarks.trial`.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ import jax
 from rich.console import Console
 
 from ..lib import cli, data, machine
+from ..trial.committed import left_out
 from ..trial.run import try_claims, tune_claims
 from . import distributed, metrics, options, report, run
 
@@ -71,6 +72,7 @@ def compare(chosen: options.Options, held: contextlib.ExitStack) -> int:
             ):
                 for name, rows in parts.items():
                     result.setdefault(name, []).extend(rows)
+                result["full"] = left_out(result["claims"])
                 metrics.save(chosen.out, result)
     except (KeyboardInterrupt, cli.UsageError) as error:
         stop = error

@@ -17,8 +17,8 @@ from ..lib.data import Data
 from ..lib.scores import plus_minus
 from ..trial.claims import escapes
 from ..trial.protocol import panel
-from ..trial.protocol.verdicts import Summary, summarize
-from ..trial.run import CONTROLS
+from ..trial.protocol.verdicts import COLUMNS as TRIAL_COLUMNS
+from ..trial.protocol.verdicts import summarize
 from . import plots
 from .metrics import accuracies, averaged_epochs, finished_optimizers, good_accuracy, runs_of, save
 from .run import Predictions
@@ -107,9 +107,8 @@ def write(
     )
     names: tuple[str, ...] = FIGURES
     if metrics["claims"]:
-        panel.plot_verdicts(verdicts(metrics), out / "claims.png")
-        has_map = any(entry["claim"] == "tuning" for entry in metrics["claims"])
-        names += ("claims", "tuning") if has_map else ("claims",)
+        if (out / "tuning.png").exists():
+            names += ("tuning",)
         if gaps := escapes.gaps(metrics["claims"]):
             escapes.plot_gaps(gaps, out / "escapes.png")
             names += ("escapes",)
@@ -117,11 +116,6 @@ def write(
         name: base64.b64encode((out / f"{name}.png").read_bytes()).decode() for name in names
     }
     files.write(out / "report.html", page(metrics, figures, shown))
-
-
-def verdicts(metrics: dict[str, Any]) -> list[Summary]:
-    """The verdict of each claim that was tried."""
-    return summarize(metrics["claims"], CONTROLS)
 
 
 def page(metrics: dict[str, Any], figures: dict[str, str], shown: str) -> str:
@@ -150,9 +144,14 @@ def page(metrics: dict[str, Any], figures: dict[str, str], shown: str) -> str:
         averaged_epochs=averaged_epochs(metrics),
         shown=shown,
         names=finished_optimizers(metrics),
-        verdicts=verdicts(metrics),
+        claims=panel.by_claim(summarize(metrics["claims"])),
+        summaries=summarize(metrics["claims"]),
+        earlier=summarize(metrics.get("full", [])),
         titles=panel.TITLES,
+        columns=TRIAL_COLUMNS,
         effect=panel.effect,
+        in_words=panel.in_words,
+        dot=panel.dot,
         memory=metrics.get("memory", []),
         facts={name.replace("_", " "): value for name, value in facts.items()},
     )
@@ -176,6 +175,6 @@ def show(console: Console, metrics: dict[str, Any]) -> None:
         f"Mean ± standard deviation over {seeds} seeds.\n" if seeds > 1 else "One seed.\n"
     )
     color = {"holds": "green", "fails": "red", "open": "yellow"}
-    for title, verdict, text in panel.lines(verdicts(metrics)):
-        says = f"[b]{title.capitalize()}:[/b] [{color[verdict]}]{verdict}[/] " if title else "  "
+    for title, verdict, text in panel.lines(summarize(metrics["claims"])):
+        says = f"[b]{title.capitalize()}:[/b] [{color[verdict]}]{verdict}[/] "
         console.print(f"{says}{escape(text)}", highlight=False, soft_wrap=True)

@@ -1,1 +1,1 @@
-"""The article's five claims on trial: `claims` over `problems` over `protocol`, called by `run`."""
+"""The article's claims on trial: `claims` over `problems` over `protocol`, called by `run`."""

@@ -1,16 +1,18 @@
 """Does noise escape from minima? Rugged landscapes, at equal numbers of gradients.
 
 The ground state of a Sherrington-Kirkpatrick spin glass, whose spins are sin θ, and the minimum of
-Rastrigin's function. The diffusion is `baoab`, cooled to 0; its rivals start again from elsewhere,
-or hop from basin to basin. In full `sgld` is tried too, and replica exchange. Whatever each has
-found is finished alike: a glass by flipping single spins as long as one lowers the energy, a
-cluster by a descent. The controls: a small glass, whose ground state all find; Rastrigin's
-function, whose minima are one kick from each other; in full clusters of Lennard-Jones atoms, which
-basin hopping was made for; a network on clean digits.
+Rastrigin's function. The article's step is `sgld`, diffopt's best `baoab`, both cooled to 0; their
+rivals start again from elsewhere, or hop from basin to basin. In full replica exchange is tried
+too, and a network of ReLU units that learns another. Whatever each has found is finished alike: a
+glass by flipping single spins as long as one lowers the energy, a cluster by a descent. The
+controls: a small glass, whose ground state all find; in full Rastrigin's function, whose minima are
+one kick from each other, clusters of Lennard-Jones atoms, which basin hopping was made for, and a
+network on clean digits.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +30,7 @@ from ..problems.clusters import CLUSTER
 from ..problems.glass import GLASS
 from ..problems.landscape import Landscape
 from ..problems.rastrigin import RASTRIGIN
+from ..problems.students import STUDENT
 from ..protocol import frozen_settings
 from ..protocol.cells import Keep, Record, Result, Settings, grid, run_timed
 from ..protocol.pairs import Entry, entry
@@ -64,6 +67,7 @@ HOPPING = "basin hopping"
 RIVALS = (*(name for name in METHODS if name not in DIFFUSIONS), HOPPING)
 SCORED_BY = "mean least energy of 8 instances"
 CONTROLS = ("glass of 25 spins", "digits, a network", "Rastrigin", "Lennard-Jones")
+NETWORKS = ("sghmc, cooled", "momentum, last", "adamw, last")
 
 
 class Place(NamedTuple):
@@ -77,6 +81,11 @@ class Place(NamedTuple):
     saving: int = 1  # the diffusion has so many times fewer gradients
     diffusion: str = DIFFUSION
 
+    @property
+    def column(self) -> str:
+        """The article's step is overdamped."""
+        return "article" if self.diffusion == OVERDAMPED else "best"
+
 
 GLASS_100 = Place("glass of 100 spins", GLASS, 100, 16_000, "glass of 100 spins")
 GLASS_400 = Place("glass of 400 spins", GLASS, 400, 16_000, "glass of 400 spins")
@@ -88,6 +97,7 @@ SMALL_GLASS = Place(CONTROLS[0], GLASS, 25, 16_000, "glass of 100 spins")
 # some more than basin hopping needs to find the lowest cluster of 13 atoms, and of 26 most times
 CLUSTER_13 = Place("Lennard-Jones, 13 atoms", CLUSTER, 39, 2_000, "Lennard-Jones, 13 atoms")
 CLUSTER_26 = Place("Lennard-Jones, 26 atoms", CLUSTER, 78, 32_000, "Lennard-Jones, 26 atoms")
+STUDENT_30 = Place("a student of 30 ReLU units", STUDENT, 900, 8_000, "a student of 30 ReLU units")
 
 
 class Size(NamedTuple):
@@ -95,35 +105,31 @@ class Size(NamedTuple):
 
     instances: int
     places: tuple[Place, ...]
-    network: bool  # the control on digits
+
+
+def by_both(*places: Place) -> tuple[Place, ...]:
+    """Places that are tried with the article's step, then with diffopt's best."""
+    return (*(place._replace(diffusion=OVERDAMPED) for place in places), *places)
 
 
 SIZES = {
-    "quick": Size(12, (GLASS_100, SMALL_GLASS), network=False),
-    "default": Size(
-        16,
-        (GLASS_100, GLASS_400, QUARTER, RASTRIGIN_10, SMALL_GLASS),
-        network=True,
-    ),
+    "quick": Size(12, by_both(GLASS_100)),
+    "default": Size(14, by_both(GLASS_400, SMALL_GLASS)),
     "full": Size(
         32,
         (
+            *by_both(GLASS_400, SMALL_GLASS, RASTRIGIN_10),
             GLASS_100,
             GLASS_400._replace(setting="glass of 200 spins", dimensions=200),
-            GLASS_400,
             QUARTER,
             GLASS_400._replace(setting="glass of 800 spins", dimensions=800),
             RASTRIGIN_10._replace(setting="Rastrigin in 5 dimensions", dimensions=5),
-            RASTRIGIN_10,
             RASTRIGIN_10._replace(setting="Rastrigin in 20 dimensions", dimensions=20),
-            GLASS_400._replace(setting="glass of 400 spins, sgld", diffusion=OVERDAMPED),
             GLASS_400._replace(setting="glass of 400 spins, replica exchange", diffusion=REPLICAS),
-            RASTRIGIN_10._replace(setting="Rastrigin in 10 dimensions, sgld", diffusion=OVERDAMPED),
             CLUSTER_13,
             CLUSTER_26,
-            SMALL_GLASS,
+            STUDENT_30,
         ),
-        network=True,
     ),
 }
 
@@ -169,21 +175,24 @@ def run(size: str, keep: Keep) -> list[Entry]:
                 partial(find_least, place, method, hp, **amount),
             )
             results[method] = (method, result["values"]["energy"], result["seconds"])
-        metric = place.landscape.metric
+        control = place.setting.startswith(CONTROLS)
         entries += [
             entry(
-                "escapes", place.setting, metric, results[place.diffusion], results[rival],
-                lower_is_better=True,
+                "escapes", place.column, place.setting, place.landscape.metric,
+                results[place.diffusion], results[rival], lower_is_better=True, control=control,
             )
             for rival in RIVALS
         ]  # fmt: skip
-    if chosen.network:
-        # the article's CNN, with compilation, is too long for the default
-        task = networks.digits_with_cnn() if size == "full" else networks.DIGITS
-        entries += network_methods.compare(
-            "escapes", task, CONTROLS[1] + (" of convolutions" if size == "full" else ""), "error",
-            network_methods.LAST, frozen_settings.load(f"{task.prefix}overfits")["0 %"], 0.0,
+    if size == "full":
+        task = networks.digits_with_cnn()
+        trained = network_methods.run_methods(
+            task, {name: network_methods.METHODS[name] for name in NETWORKS},
+            frozen_settings.load(f"{task.prefix}overfits")["0 %"], 0.0,
             networks.SIZES[task.name][size], keep,
+        )  # fmt: skip
+        entries += network_methods.compare(
+            "escapes", "article", f"{CONTROLS[1]} of convolutions", "test error, %", trained,
+            itemgetter("error"), control=True,
         )  # fmt: skip
     return entries
 
@@ -196,6 +205,7 @@ def gaps(entries: Sequence[Entry]) -> dict[str, dict[int, list[Entry]]]:
     by_size: dict[str, dict[int, list[Entry]]] = {}
     for place in SIZES["full"].places:
         mine = [each for each in entries if each["setting"] == place.setting]
+        mine = [each for each in mine if each["column"] == "best"]
         if mine and place.saving == 1 and place.diffusion == DIFFUSION:
             title = f"{place.landscape.name.capitalize()}, {place.gradients:,} gradients"
             by_size.setdefault(title, {})[place.dimensions] = mine
@@ -260,7 +270,15 @@ def tune(record: Record) -> None:
         "adam, restarts": grid(learning_rate=[0.03, 0.1, 0.3, 1.0], chains=[4, 32, 256]),
         HOPPING: grid(kick=[0.2, 0.3, 0.4], length=[50, 100], chains=[1, 4]),
     }
+    students = {
+        DIFFUSION: grid(learning_rate=[0.3, 0.5], temperature=[3e-4, 6e-4, 1e-3], chains=[1, 2]),
+        "gradient descent, restarts": grid(learning_rate=[0.1, 0.2, 0.4, 0.8], chains=[4, 8, 16]),
+        "momentum, restarts": grid(learning_rate=[0.03, 0.06, 0.1, 0.2], chains=[4, 8, 16]),
+        "adam, restarts": grid(learning_rate=[0.01, 0.02, 0.03, 0.06], chains=[4, 8, 16]),
+        HOPPING: grid(kick=[0.0, 0.1], length=[50, 100, 200], chains=[1, 2]),
+    }
     for place, grids in (
+        (STUDENT_30, students),
         (GLASS_100, glass),
         (GLASS_400, glass),
         (RASTRIGIN_10, hills),

@@ -1,124 +1,119 @@
-"""Does noise keep a network from fitting wrong labels? Some are replaced at random.
+"""Does noise keep a network from overfitting? Few examples of many classes; wrong labels.
 
-Digits, and CIFAR-10 where it is named. No clean validation set says when to stop. The diffusion is
-`sghmc`, averaged, or cooled to one network; its rivals are momentum and AdamW, averaged, stopped
-early, with mean weights, with snapshots, and an ensemble at equal cost, each tuned by as many
-trials on noisy validation labels; and both as they come, untuned. The control is clean labels.
+Two digits side by side, in 100 classes of 8 examples each on average. The article's step is
+`sghmc`, averaged; diffopt's best is momentum whose gradients are taken at perturbed weights
+(`weight_noise`), with mean weights. Rivals are momentum, AdamW and SAM, tuned by as many trials on
+a validation split, with averages, mean weights, cosines and early stopping, in full ensembles at
+equal cost, snapshots and smooth labels too. The control is an eighth of the run, when little has
+overfitted. In full, and on CIFAR-10 where it is named, the article's step is tried on wrong labels,
+of which no clean validation set says when to stop.
 """
 
 from functools import partial
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
 
 from ..problems import network_methods, networks
-from ..problems.network_methods import AVERAGE, COOLED, DIFFUSION, LAST, Method
-from ..problems.networks import DIGITS, SIZES, Run, Task
+from ..problems.network_methods import (
+    ARTICLE,
+    ARTICLES,
+    BEST_AVERAGE,
+    BESTS,
+    COOLED,
+    METHODS,
+    METRICS,
+    RIVALS,
+    RIVALS_IN_FULL,
+    Method,
+)
+from ..problems.networks import PAIRS, SIZES, Run, Task
 from ..protocol import frozen_settings
-from ..protocol.cells import Keep, Record, Settings, grid
+from ..protocol.cells import Keep, Record, Settings
 from ..protocol.pairs import Entry
 
-SCORED_BY = "mean NLL of the noisy validation labels, 8 seeds (2 of the article's CNN)"
-CONTROLS = ("clean labels", "CIFAR-10, clean labels")
-
-AVERAGES = {
-    DIFFUSION: AVERAGE[DIFFUSION],
-    "momentum": AVERAGE["momentum"],
-    "momentum, mean weights": Method("momentum", "mean weights"),
-    "momentum, stopped early": Method("momentum", "stopped early"),
-    "momentum, snapshots": Method("momentum", "average", {"cycles": 4}),
-    "momentum, ensemble of 4": Method("momentum", "average", {"members": 4}),
-    "adamw": AVERAGE["adamw"],
-    "adamw, stopped early": Method("adamw", "stopped early"),
-}
-SINGLES = {
-    COOLED: LAST[COOLED],
-    "momentum, last": LAST["momentum, last"],
-    "momentum, stopped early": AVERAGES["momentum, stopped early"],
-    "momentum, mean weights": AVERAGES["momentum, mean weights"],
-    "adamw, last": LAST["adamw, last"],
-    "adamw, stopped early": AVERAGES["adamw, stopped early"],
-}
-METHODS = AVERAGES | SINGLES
-GRIDS = {
-    "digits": {
-        "sghmc": grid(
-            learning_rate=[0.01, 0.03], weight_decay=[3e-3, 1e-2], temperature=[2e-4, 6e-4, 2e-3]
-        ),
-        "momentum": grid(learning_rate=[0.003, 0.01, 0.03], weight_decay=[1e-3, 3e-3, 1e-2, 3e-2]),
-        "adamw": grid(learning_rate=[3e-4, 1e-3, 3e-3], weight_decay=[0.03, 0.1, 0.3, 1.0]),
-    },
-    "CIFAR-10": {
-        "sghmc": grid(
-            learning_rate=[0.01, 0.03], weight_decay=[5e-3, 1e-2], temperature=[5e-5, 2e-4]
-        ),
-        "momentum": grid(learning_rate=[0.01, 0.03], weight_decay=[2e-3, 5e-3, 1e-2, 2e-2]),
-        "adamw": grid(learning_rate=[5e-4, 2e-3], weight_decay=[0.5, 1.0, 2.0, 4.0]),
-    },
-    "digits, the CNN": {
-        "sghmc": grid(
-            learning_rate=[0.01, 0.03], weight_decay=[1e-4, 1e-3], temperature=[1e-5, 1e-4]
-        ),
-        "momentum": grid(learning_rate=[0.003, 0.01, 0.03, 0.1], weight_decay=[1e-4, 1e-3]),
-        "adamw": grid(learning_rate=[3e-4, 1e-3, 3e-3, 1e-2], weight_decay=[0.01, 0.1]),
-    },
-}
+SCORED_BY = "mean NLL of the noisy validation labels, 8 seeds (6 of pairs, 2 of the article's CNN)"
 SHARES = {
     "quick": (("40 %", 0.4),),
     "default": (("40 %", 0.4), ("0 %", 0.0)),
     "full": (("20 %", 0.2), ("40 %", 0.4), ("60 %", 0.6), ("0 %", 0.0)),
 }
-TUNING_SEEDS = {"digits": 8, "CIFAR-10": 2, "digits, the CNN": 2}
+TUNING_SEEDS = {"pairs": 6, "digits": 8, "CIFAR-10": 2, "digits, the CNN": 2}
+
+
+def run(size: str, keep: Keep, task: Task = PAIRS) -> list[Entry]:
+    """The entries of the claim."""
+    if task is not PAIRS:
+        return with_wrong_labels(size, keep, task)
+    entries = []
+    for column in ("article", "best"):
+        results = network_methods.on_pairs(column, size, keep)
+        early = network_methods.with_curves(results)
+        if column == "best":
+            results.pop(BEST_AVERAGE)
+        of = partial(network_methods.compare, "overfits", column)
+        for kind, metric in METRICS.items():
+            setting = f"pairs of digits, 100 classes: {kind}"
+            entries += of(setting, metric, results, itemgetter(kind))
+        setting = "pairs of digits, an eighth of the run: NLL"
+        entries += of(setting, METRICS["NLL"], early, after_an_eighth, control=True)
+    return entries + (with_wrong_labels(size, keep, networks.DIGITS) if size == "full" else [])
+
+
+def after_an_eighth(own: dict[str, Any]) -> np.ndarray:
+    """The NLL of each seed before anything has overfitted."""
+    curve = np.asarray(own["curve"])
+    return curve[:, max(curve.shape[1] // 8, 1) - 1]
 
 
 def untuned(task: Task) -> dict[str, Settings]:
     """Methods as they come: customary values, and a temperature of 1/N."""
+    momentum = {"learning_rate": 0.01, "weight_decay": 5e-4}
     return {
-        DIFFUSION: {"learning_rate": 0.01, "weight_decay": 5e-4, "temperature": 1 / task.train},
-        "momentum": {"learning_rate": 0.01, "weight_decay": 5e-4},
-        "adamw": {"learning_rate": 0.001, "weight_decay": 0.01},
+        ARTICLE: momentum | {"temperature": 1 / task.train},
+        "momentum, average": momentum,
+        "adamw, average": {"learning_rate": 0.001, "weight_decay": 0.01},
     }
 
 
-def run(size: str, keep: Keep, task: Task = DIGITS) -> list[Entry]:
-    """The entries of the claim."""
-    of = partial(network_methods.compare, "overfits", task, size=SIZES[task.name][size], keep=keep)
+def with_wrong_labels(size: str, keep: Keep, task: Task) -> list[Entry]:
+    """The entries of the article's step where labels are wrong; the control is clean ones."""
     frozen = frozen_settings.load(f"{task.prefix}overfits")
+    averages = {ARTICLE: ARTICLES[ARTICLE]} | RIVALS | RIVALS_IN_FULL
+    singles = {COOLED: ARTICLES[COOLED]} | RIVALS | RIVALS_IN_FULL
+    singles = {name: of for name, of in singles.items() if of.predictor != "average"}
+    results = partial(network_methods.run_methods, task, size=SIZES[task.name][size], keep=keep)
     entries = []
     for name, wrong in SHARES[size]:
+        labels = f"{task.prefix}{name} wrong labels" if wrong else f"{task.prefix}clean labels"
         # one choice of settings for all shares of wrong labels, another for clean ones
-        best = frozen["40 %" if wrong else "0 %"]
-        if not wrong:
-            for metric in ("error", "NLL"):
-                setting = f"{task.prefix}clean labels, tuned: {metric}"
-                entries += of(setting, metric, AVERAGES, best, wrong)
-            continue
-        for metric in ("error", "memorised"):
-            setting = f"{task.prefix}{name} wrong labels, untuned: {metric}"
-            entries += of(setting, metric, AVERAGES, untuned(task), wrong)
-        if size != "quick":
-            for metric in ("error", "NLL"):
-                setting = f"{task.prefix}{name} wrong labels, tuned: {metric}"
-                entries += of(setting, metric, AVERAGES, best, wrong)
-            setting = f"{task.prefix}{name} wrong labels, tuned, one network: error"
-            entries += of(setting, "error", SINGLES, best, wrong)
+        tuned = frozen["40 %" if wrong else "0 %"]
+        places: list[tuple[str, str, dict[str, Method], dict[str, Settings]]] = [
+            (f"{labels}, tuned", kind, averages, tuned) for kind in METRICS
+        ]
+        if wrong:
+            places.append((f"{labels}, untuned", "error", averages, untuned(task)))
+            places.append((f"{labels}, tuned, one network", "error", singles, tuned))
+        for setting, kind, methods, settings in places:
+            entries += network_methods.compare(
+                "overfits", "article", f"{setting}: {kind}", METRICS[kind],
+                results(methods, settings, wrong), itemgetter(kind),
+                control=not wrong,
+            )  # fmt: skip
     return entries
 
 
-def tune(record: Record, task: Task = DIGITS) -> None:
-    """As many trials of each method: at 40 % wrong labels, and of fewer methods at 0 %.
-
-    Of the CNN on digits, which is but a control, there are single networks at 0 % alone.
-    """
+def tune(record: Record, task: Task = PAIRS) -> None:
+    """As many trials of each method: at 40 % wrong labels, and at 0 %; pairs of digits at 0 %."""
     epochs = SIZES[task.name]["default"].epochs
     seeds = TUNING_SEEDS[task.name]
-    clean = {name: METHODS[name] for name in (DIFFUSION, "momentum", "adamw", *LAST)}
-    places: tuple[tuple[str, float, dict[str, Method]], ...]
-    places = ("40 %", 0.4, METHODS), ("0 %", 0.0, clean)
-    if task.name not in ("digits", "CIFAR-10"):
-        places = (("0 %", 0.0, LAST),)
-    for share, wrong, methods in places:
+    methods = {name: of for name, of in METHODS.items() if task is PAIRS or name not in BESTS}
+    for share, wrong in (("0 %", 0.0),) if task is PAIRS else SHARES["default"]:
         scores: dict[str, list[dict[str, float]]] = {}
-        for name, (optimizer, predictor, options) in methods.items():
-            points = GRIDS[task.name][optimizer]
-            shared = f"{optimizer} {options}"  # the predictors of one run share their trials
+        for name, (optimizer, predictor, options, grid) in methods.items():
+            points = network_methods.GRIDS[task.name][grid]
+            shared = f"{optimizer} {grid} {options}"  # predictors of one run share their trials
             if shared not in scores:
                 fixed = {"epochs": epochs, **options}
                 runs = [Run(optimizer, hp | fixed, wrong, 1000, seeds) for hp in points]

@@ -26,6 +26,23 @@ def load() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return train_x, train_y, test_x, test_y
 
 
+@lru_cache
+def load_pairs() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Two digits side by side in 100 classes: 4,000 pairs of 1,300 digits, 500 of the others."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    images = ((images - images.mean()) / images.std()).astype(np.float32)
+    rng = np.random.default_rng(0)
+    order = rng.permutation(len(labels))
+    parts: list[np.ndarray] = []
+    for part, number in ((order[:1300], 4000), (order[1300:], 500)):
+        left, right = part[rng.integers(len(part), size=(2, number))]
+        x = np.concatenate([images[left], images[right]], axis=1)
+        parts += [x, (10 * labels[left] + labels[right]).astype(np.int32)]
+    return parts[0], parts[1], parts[2], parts[3]
+
+
 def init_network(key: jax.Array, layers: tuple[int, ...] = LAYERS) -> list[dict[str, jax.Array]]:
     """He's initial weights of a network of dense layers."""
     keys = jax.random.split(key, len(layers) - 1)

@@ -1,53 +1,138 @@
 """Methods that train the networks of `networks`, and how the trial sets one beside the others."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from ..protocol.cells import Keep, Settings
+import numpy as np
+
+from ..protocol import frozen_settings
+from ..protocol.cells import Keep, Settings, grid
 from ..protocol.pairs import Entry, entry
 from . import networks
 from .networks import Run, Size, Task
 
 
 class Method(NamedTuple):
-    """An optimizer, which of its predictions count, and what else it is told."""
+    """An optimizer, which of its predictions count, what else it is told, whose grid it has."""
 
     optimizer: str
     predictor: str
     options: Mapping[str, Any] = MappingProxyType({})
+    grid: str = "momentum"
 
 
-DIFFUSION, COOLED = "sghmc", "sghmc, cooled"
-AVERAGE = {name: Method(name, "average") for name in (DIFFUSION, "momentum", "adamw")}
-LAST = {
-    COOLED: Method("sghmc", "last", {"cool": 1.0}),
-    "momentum, last": Method("momentum", "last"),
-    "adamw, last": Method("adamw", "last"),
+NOISE, COSINE = {"weight_std": 0.03}, {"cycles": 1}
+ARTICLE, COOLED = "sghmc", "sghmc, cooled"
+BEST, BEST_AVERAGE = "weight noise, mean weights", "weight noise, average"
+ARTICLES = {
+    ARTICLE: Method("sghmc", "average", {}, "sghmc"),
+    COOLED: Method("sghmc", "last", {"cool": 1.0}, "sghmc"),
 }
-METRICS = {"error": "test error, %", "NLL": "test NLL, nats", "memorised": "memorised, %"}
+BESTS = {
+    BEST: Method("weight noise", "mean weights", NOISE),
+    BEST_AVERAGE: Method("weight noise", "average", NOISE),
+}
+RIVALS = {
+    "momentum, average": Method("sghmc", "average"),
+    "momentum, mean weights": Method("sghmc", "mean weights"),
+    "momentum, stopped early": Method("sghmc", "stopped early"),
+    "momentum, cosine": Method("sghmc", "last", COSINE),
+    "adamw, average": Method("adamw", "average", {}, "adamw"),
+    "adamw, mean weights": Method("adamw", "mean weights", {}, "adamw"),
+    "adamw, cosine": Method("adamw", "last", COSINE, "adamw"),
+    "SAM, cosine": Method("sam", "last", COSINE),
+}
+RIVALS_IN_FULL = {
+    "momentum, last": Method("sghmc", "last"),
+    "momentum, snapshots": Method("sghmc", "average", {"cycles": 4}),
+    "momentum, ensemble of 4": Method("sghmc", "average", {"members": 4}),
+    "momentum, cosine, smooth labels": Method("sghmc", "last", COSINE | {"smoothing": 0.1}),
+    "adamw, last": Method("adamw", "last", {}, "adamw"),
+    "adamw, stopped early": Method("adamw", "stopped early", {}, "adamw"),
+    "adamw, ensemble of 4": Method("adamw", "average", {"members": 4}, "adamw"),
+}
+METHODS = ARTICLES | BESTS | RIVALS | RIVALS_IN_FULL
+GRIDS = {
+    "pairs": {
+        "momentum": grid(learning_rate=[0.05, 0.1, 0.2], weight_decay=[2e-3, 4e-3, 8e-3]),
+        "sghmc": grid(
+            learning_rate=[0.1], weight_decay=[2e-3, 4e-3, 8e-3], temperature=[1e-5, 3e-5, 1e-4]
+        ),
+        "adamw": grid(learning_rate=[3e-3, 6e-3, 1.2e-2], weight_decay=[0.1, 0.3, 1.0]),
+    },
+    "digits": {
+        "momentum": grid(learning_rate=[0.003, 0.01, 0.03], weight_decay=[1e-3, 3e-3, 1e-2, 3e-2]),
+        "sghmc": grid(
+            learning_rate=[0.01, 0.03], weight_decay=[3e-3, 1e-2], temperature=[2e-4, 6e-4, 2e-3]
+        ),
+        "adamw": grid(learning_rate=[3e-4, 1e-3, 3e-3], weight_decay=[0.03, 0.1, 0.3, 1.0]),
+    },
+    "CIFAR-10": {
+        "momentum": grid(learning_rate=[0.01, 0.03], weight_decay=[2e-3, 5e-3, 1e-2, 2e-2]),
+        "sghmc": grid(
+            learning_rate=[0.01, 0.03], weight_decay=[5e-3, 1e-2], temperature=[5e-5, 2e-4]
+        ),
+        "adamw": grid(learning_rate=[5e-4, 2e-3], weight_decay=[0.5, 1.0, 2.0, 4.0]),
+    },
+    "digits, the CNN": {
+        "momentum": grid(learning_rate=[0.003, 0.01, 0.03, 0.1], weight_decay=[1e-4, 1e-3]),
+        "sghmc": grid(
+            learning_rate=[0.01, 0.03], weight_decay=[1e-4, 1e-3], temperature=[1e-5, 1e-4]
+        ),
+        "adamw": grid(learning_rate=[3e-4, 1e-3, 3e-3, 1e-2], weight_decay=[0.01, 0.1]),
+    },
+}
+METRICS = {"error": "test error, %", "NLL": "test NLL, nats"}
+
+
+def run_methods(
+    task: Task, methods: Mapping[str, Method], settings: dict[str, Settings], wrong: float,
+    size: Size, keep: Keep,
+) -> dict[str, tuple[dict[str, Any], float]]:  # fmt: skip
+    """Of each method error, NLL and curve by its own predictor, `[seeds]`, and the seconds."""
+    results = {}
+    for name in [name for name in methods if name in settings]:
+        optimizer, predictor, options, _ = methods[name]
+        hp = {"epochs": size.epochs} | settings[name] | dict(options)
+        result = networks.test_once(keep, task, Run(optimizer, hp, wrong, 0, size.seeds))
+        own = {kind: result["values"][f"{kind}, {predictor}"] for kind in (*METRICS, "curve")}
+        results[name] = own, result["seconds"]
+    return results
 
 
 def compare(
     claim: str,
-    task: Task,
+    column: str,
     setting: str,
     metric: str,
-    methods: dict[str, Method],
-    settings: dict[str, Settings],
-    wrong: float,
-    size: Size,
-    keep: Keep,
+    results: dict[str, tuple[dict[str, Any], float]],
+    measure: Callable[[dict[str, Any]], Any],
+    *,
+    control: bool = False,
 ) -> list[Entry]:
-    """The entries of one setting: the first of the methods against the others."""
-    results = {}
-    for name in [name for name in methods if name in settings]:
-        optimizer, predictor, options = methods[name]
-        hp = {"epochs": size.epochs} | settings[name] | dict(options)
-        result = networks.test_once(keep, task, Run(optimizer, hp, wrong, 0, size.seeds))
-        results[name] = (name, result["values"][f"{metric}, {predictor}"], result["seconds"])
-    diffusion, *rivals = results.values()
+    """The entries of one setting: the first of the methods against the others.
+
+    `measure` makes of a method's results its values, the less the better.
+    """
+    values = {
+        name: (name, np.asarray(measure(own)).tolist(), s) for name, (own, s) in results.items()
+    }
+    method, *rivals = values.values()
     return [
-        entry(claim, setting, METRICS[metric], diffusion, rival, lower_is_better=True)
+        entry(claim, column, setting, metric, method, rival, lower_is_better=True, control=control)
         for rival in rivals
     ]
+
+
+def on_pairs(column: str, size: str, keep: Keep) -> dict[str, tuple[dict[str, Any], float]]:
+    """The results on pairs of digits that several claims read: a column's methods, all rivals."""
+    methods = {ARTICLE: ARTICLES[ARTICLE]} if column == "article" else BESTS
+    methods = methods | RIVALS | (RIVALS_IN_FULL if size == "full" else {})
+    settings = frozen_settings.load("pairs, overfits")["0 %"]
+    return run_methods(networks.PAIRS, methods, settings, 0.0, networks.SIZES["pairs"][size], keep)
+
+
+def with_curves(results: dict[str, tuple[dict[str, Any], float]]) -> dict[str, Any]:
+    """Those of the results that predict after every epoch."""
+    return {name: of for name, of in results.items() if len(of[0]["curve"][0]) > 1}

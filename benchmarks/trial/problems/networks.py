@@ -1,10 +1,10 @@
 """Networks of many seeds at a time: what several claims train.
 
-A task is a network on a dataset: dense layers on digits; the article's CNN on digits, or on
-CIFAR-10 where that is named. Each seed has its own split of the training set, wrong labels, initial
-weights, order of the data and noise; all methods share them. The validation split is as noisy as
-the training data, the test set is clean. One program a method does all: its hyperparameters are
-traced, the number of epochs too.
+A task is a network on a dataset: dense layers on pairs of digits in 100 classes, or on digits; the
+article's CNN on digits, or on CIFAR-10 where that is named. Each seed has its own split of the
+training set, wrong labels, initial weights, order of the data and noise; all methods share them.
+The validation split is as noisy as the training data, the test set is clean. One program a method
+does all: its hyperparameters are traced.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,10 @@ from ..protocol.cells import Keep, Result, Settings, run_timed
 from . import digits
 
 PREDICTORS = ("last", "average", "mean weights", "stopped early")
-DEFAULTS = {"weight_decay": 0.0, "temperature": 0.0, "cool": 0.0, "cycles": 1, "members": 1}
+DEFAULTS = {
+    "weight_decay": 0.0, "temperature": 0.0, "cool": 0.0, "prior": 0.0, "weight_std": 0.0,
+    "smoothing": 0.0, "radius": 0.1, "cycles": 0, "members": 1,
+}  # fmt: skip
 
 
 class Task(NamedTuple):
@@ -44,6 +47,7 @@ class Task(NamedTuple):
     validation: int
     batch: int
     vmapped: bool
+    classes: int = 10
 
     @property
     def prefix(self) -> str:
@@ -55,6 +59,13 @@ DIGITS = Task(
     "digits", digits.load, digits.init_network, digits.network,
     lambda params, x: jax.nn.softmax(digits.network(params, x)),
     train=1152, validation=285, batch=32, vmapped=True,
+)  # fmt: skip
+
+
+PAIRS = Task(
+    "pairs", digits.load_pairs, lambda key: digits.init_network(key, (128, 64, 64, 100)),
+    digits.network, lambda params, x: jax.nn.softmax(digits.network(params, x)),
+    train=800, validation=200, batch=50, vmapped=True, classes=100,
 )  # fmt: skip
 
 
@@ -98,7 +109,7 @@ def digits_with_cnn() -> Task:
 def with_wrong_labels(task: Task, seeds: range, share: float) -> tuple[np.ndarray, np.ndarray]:
     """For each seed examples of the training set, train before validation, and their labels.
 
-    A label is replaced with probability `share` by one of the ten at random.
+    A label is replaced with probability `share` by a class at random.
     """
     labels = np.asarray(task.load()[1])
     kept = slice(task.train + task.validation)
@@ -106,16 +117,16 @@ def with_wrong_labels(task: Task, seeds: range, share: float) -> tuple[np.ndarra
     for seed in seeds:
         rng = np.random.default_rng([seed, 12])
         orders.append(rng.permutation(len(labels))[kept])
-        random = rng.integers(0, 10, len(labels))
+        random = rng.integers(0, task.classes, len(labels))
         noisy.append(np.where(rng.random(len(labels)) < share, random, labels)[orders[-1]])
     return np.array(orders), np.array(noisy, np.int32)
 
 
 def learning_rate(hp: Settings) -> Callable[[jax.Array], jax.Array]:
-    """The step size: constant, or in cosine cycles."""
-    length = hp["steps"] / hp["cycles"]
+    """The step size: constant, or in so many cosine cycles."""
+    length = hp["steps"] / jnp.maximum(hp["cycles"], 1)
     wave = lambda t: 0.5 * (1 + jnp.cos(jnp.pi * jnp.mod(t, length) / length))
-    return lambda t: hp["learning_rate"] * jnp.where(hp["cycles"] > 1, wave(t), 1)
+    return lambda t: hp["learning_rate"] * jnp.where(hp["cycles"] > 0, wave(t), 1)
 
 
 def temperature(hp: Settings) -> Callable[[jax.Array], jax.Array]:
@@ -123,81 +134,89 @@ def temperature(hp: Settings) -> Callable[[jax.Array], jax.Array]:
     return lambda t: hp["temperature"] * (1 - hp["cool"] * t / hp["steps"])
 
 
-OPTIMIZERS: dict[str, Callable[[Settings, jax.Array], optax.GradientTransformation]] = {
-    "momentum": lambda hp, key: optax.chain(
-        optax.add_decayed_weights(hp["weight_decay"]), optax.sgd(learning_rate(hp), momentum=0.9)
-    ),
-    "adamw": lambda hp, key: optax.adamw(learning_rate(hp), weight_decay=hp["weight_decay"]),
-    "sghmc": lambda hp, key: optax.chain(
+def sghmc(hp: Settings, key: jax.Array) -> optax.GradientTransformation:
+    """SGHMC after weight decay, which at T = 0 is momentum, under a prior by fan-in or none."""
+    return optax.chain(
+        diffopt.gaussian_prior("fan_in", hp["prior"]),
         optax.add_decayed_weights(hp["weight_decay"]),
         diffopt.sghmc(learning_rate(hp), temperature(hp), key=key, noise="rademacher"),
-    ),
+    )
+
+
+def weight_noise(hp: Settings, key: jax.Array) -> optax.GradientTransformation:
+    """Momentum whose gradients are taken at weights perturbed in units of each filter's norm."""
+    noise = diffopt.weight_noise(hp["weight_std"], relative=True, key=jax.random.fold_in(key, 1))
+    return optax.chain(noise, sghmc(hp, key))
+
+
+def sam(hp: Settings, _: jax.Array) -> optax.GradientTransformation:
+    """Sharpness-aware minimization with momentum: of two gradients, one climbs and one descends."""
+    steps = lambda t: learning_rate(hp)(2 * t)
+    descent = optax.chain(
+        optax.add_decayed_weights(hp["weight_decay"]), optax.sgd(steps, momentum=0.9)
+    )
+    climb = optax.chain(optax.contrib.normalize(), optax.sgd(hp["radius"]))
+    return optax.contrib.sam(descent, climb, sync_period=2)
+
+
+OPTIMIZERS: dict[str, Callable[[Settings, jax.Array], optax.GradientTransformation]] = {
+    "sghmc": sghmc,
+    "weight noise": weight_noise,
+    "sam": sam,
+    "adamw": lambda hp, _: optax.adamw(learning_rate(hp), weight_decay=hp["weight_decay"]),
 }
 
 
-@partial(jax.jit, static_argnames=("task", "method"))
+@partial(jax.jit, static_argnames=("task", "method", "epochs"))
 def train(
     x: jax.Array, tests: jax.Array, orders: jax.Array, labels: jax.Array, keys: jax.Array,
-    hp: Settings, *, task: Task, method: str,
-) -> dict[str, jax.Array]:  # fmt: skip
-    """What networks predict after training, by each of `PREDICTORS`: `[seeds, examples, 10]`.
+    hp: Settings, *, task: Task, method: str, epochs: int,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    """Of each seed the probabilities after every epoch, and those of the mean weights.
 
-    The examples are those of the training set in the seed's order (train, then validation), then
-    the test set. The average is that of the predictions after every other epoch of the second half,
-    or after each cycle, or of the members of an ensemble that shares the epochs; mean weights are
-    those of the same epochs. `stopped early` is the epoch of the least NLL of the noisy validation
-    labels.
+    The examples are those of the validation split, then the test set: `[seeds, epochs, examples,
+    classes]` and `[seeds, examples, classes]`. Mean weights are those of the second half's epochs.
+    The members of an ensemble share the epochs.
     """
     steps = task.train // task.batch  # an epoch
-    hp = hp | {"steps": hp["epochs"] * steps}
-    period = hp["epochs"] // jnp.maximum(hp["cycles"], hp["members"])
-    second_half = lambda epoch: (2 * epoch >= hp["epochs"]) & (epoch % 2 == 1)
-    held_out = slice(task.train, task.train + task.validation)
+    hp = hp | {"steps": epochs * steps}
 
-    def mean_loss(params: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
-        logits = task.logits(params, x)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-    def is_kept(epoch: jax.Array) -> jax.Array:
-        end_of_period = (epoch + 1) % period == 0
-        return jnp.where(period == hp["epochs"], second_half(epoch), end_of_period)
-
-    def of_seed(order: jax.Array, labels: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+    def of_seed(order: jax.Array, labels: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         mine = x[order]
-        everything = jnp.concatenate([mine, tests])
-        tx = OPTIMIZERS[method](hp, jax.random.fold_in(key, 0))
-        probs_of = lambda params: task.probs(params, everything)
+        shown = jnp.concatenate([mine[task.train :], tests])
+        tx = optax.with_extra_args_support(OPTIMIZERS[method](hp, jax.random.fold_in(key, 0)))
+
+        def loss(params: Any, batch: jax.Array) -> jax.Array:
+            targets = jax.nn.one_hot(labels[batch], task.classes)
+            targets = optax.smooth_labels(targets, hp["smoothing"])
+            return optax.softmax_cross_entropy(task.logits(params, mine[batch]), targets).mean()
 
         def step(carry: Any, batch: jax.Array) -> tuple[Any, None]:
             params, state = carry
-            grads = jax.grad(mean_loss)(params, mine[batch], labels[batch])
-            updates, state = tx.update(grads, state, params)
+            point = diffopt.perturbed(params, state) if method == "weight noise" else params
+            updates, state = tx.update(jax.grad(loss)(point, batch), state, params)
             return (optax.apply_updates(params, updates), state), None
 
-        def add(sums: Any, params: Any) -> Any:
-            return jax.tree.map(jnp.add, sums, (probs_of(params), params, 1.0))
-
-        def epoch(number: jax.Array, carry: Any) -> Any:
-            trained, sums, (stopped, least) = carry
+        def epoch(carry: Any, number: jax.Array) -> tuple[Any, jax.Array]:
+            (params, state), total = carry
             epoch_key = jax.random.fold_in(key, 2 + number)
-            again = (hp["members"] > 1) & (number > 0) & (number % period == 0)
-            anew = lambda _: (task.init(jax.random.fold_in(epoch_key, 1)), state)
-            trained = jax.lax.cond(again, anew, lambda old: old, trained)
-            batches = jax.random.permutation(epoch_key, task.train).reshape(steps, task.batch)
-            trained, _ = jax.lax.scan(step, trained, batches)
-            sums = jax.lax.cond(is_kept(number), add, lambda sums, _: sums, sums, trained[0])
-            nll = mean_loss(trained[0], mine[held_out], labels[held_out])
-            stopped = jax.tree.map(partial(jnp.where, nll < least), trained[0], stopped)
-            return trained, sums, (stopped, jnp.fmin(nll, least))
+            again = (number > 0) & (number % (epochs // hp["members"]) == 0) & (hp["members"] > 1)
+            anew = task.init(jax.random.fold_in(epoch_key, 1))
+            params = jax.tree.map(partial(jnp.where, again), anew, params)
+            batches = jax.random.permutation(epoch_key, task.train)[: steps * task.batch]
+            batches = batches.reshape(steps, task.batch)
+            if method == "sam":  # both gradients of a step are of one batch
+                batches = jnp.repeat(batches[::2], 2, axis=0)[:steps]
+            (params, state), _ = jax.lax.scan(step, (params, state), batches)
+            add = lambda total, p: total + jnp.where(2 * number >= epochs, p, 0)
+            total = jax.tree.map(add, total, params)
+            return ((params, state), total), task.probs(params, shown)
 
         params = task.init(jax.random.fold_in(key, 1))
-        state = tx.init(params)
-        zeros = jnp.zeros((len(everything), 10)), jax.tree.map(jnp.zeros_like, params), 0.0
-        start = (params, state), zeros, (params, jnp.inf)
-        trained, sums, (stopped, _) = jax.lax.fori_loop(0, hp["epochs"], epoch, start)
-        average, mean = jax.tree.map(lambda total: total / sums[2], sums[:2])
-        probs = probs_of(trained[0]), average, probs_of(mean), probs_of(stopped)
-        return dict(zip(PREDICTORS, probs, strict=True))
+        start = (params, tx.init(params)), jax.tree.map(jnp.zeros_like, params)
+        (_, total), probs = jax.lax.scan(epoch, start, jnp.arange(epochs))
+        mean = jax.tree.map(lambda total: total / (epochs // 2), total)
+        return probs, task.probs(mean, shown)
 
     seeds = orders, labels, keys
     return jax.vmap(of_seed)(*seeds) if task.vmapped else jax.lax.map(lambda s: of_seed(*s), seeds)
@@ -215,27 +234,41 @@ class Run(NamedTuple):
 
 def predictions(
     task: Task, run: Run, *, with_tests: bool = True
-) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, float]:
-    """What the networks of a run predict, the examples and labels they were given, the seconds.
+) -> tuple[dict[str, np.ndarray], np.ndarray, float]:
+    """What each predictor says after every epoch, the labels of the seeds, the seconds.
 
-    Where a network has diverged it predicts all classes alike. Only `with_tests` they are given the
-    test set.
+    `[seeds, epochs, examples, classes]`, validation split before test set; of `mean weights` and
+    `stopped early` (the epoch of the least NLL of the noisy validation labels) there is but the
+    last. The average is that of the second half of the epochs so far, or of the ends of cycles or
+    members. Where a network has diverged it predicts all classes alike.
     """
     x, _, tests, _ = task.load()
     seeds = range(run.first_seed, run.first_seed + run.seeds)
     orders, labels = with_wrong_labels(task, seeds, run.wrong)
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds.start, seeds.stop))
     hp = DEFAULTS | run.hp
-    probs, seconds = run_timed(
+    epochs = int(hp.pop("epochs"))
+    (last, mean), seconds = run_timed(
         train, x, tests if with_tests else tests[:0], orders, labels, keys, hp,
-        static={"task": task, "method": run.method},
+        static={"task": task, "method": run.method, "epochs": epochs},
     )  # fmt: skip
-    probs = jax.tree.map(lambda p: np.nan_to_num(p, nan=0.1), probs)
-    return probs, orders, labels, seconds
+    last, mean = (np.nan_to_num(p, nan=1 / task.classes) for p in (last, mean))
+    if (parts := max(hp["members"], hp["cycles"])) > 1:
+        average = last[:, epochs // parts - 1 :: epochs // parts].mean(1, keepdims=True)
+    else:
+        sums = np.concatenate([0 * last[:, :1], last.cumsum(1)], 1)
+        ends = range(1, epochs + 1)
+        average = np.stack([(sums[:, e] - sums[:, e // 2]) / (e - e // 2) for e in ends], 1)
+    held_out = slice(task.train, task.train + task.validation)
+    _, nll = error_and_nll(last[:, :, : task.validation], labels[:, None, held_out])
+    stopped = last[np.arange(len(last)), nll.argmin(1)]
+    found = last, average, mean[:, None], stopped[:, None]
+    return dict(zip(PREDICTORS, found, strict=True)), labels, seconds
 
 
 def error_and_nll(probs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each seed, the error in percent and the NLL in nats."""
+    """The error in percent and the NLL in nats, over the examples before the last axis."""
+    labels = np.broadcast_to(labels, probs.shape[:-1])
     error = 100 * (probs.argmax(-1) != labels).mean(-1)
     likelihood = np.take_along_axis(probs, labels[..., None], -1)[..., 0]
     return error, -np.log(np.maximum(likelihood, 1e-30)).mean(-1)
@@ -243,31 +276,25 @@ def error_and_nll(probs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np
 
 def validate(task: Task, run: Run) -> dict[str, float]:
     """The mean NLL of the noisy validation labels, by each predictor; the test set stays unseen."""
-    predicted, _, labels, _ = predictions(task, run, with_tests=False)
+    predicted, labels, _ = predictions(task, run, with_tests=False)
     held_out = slice(task.train, task.train + task.validation)
     return {
-        name: float(error_and_nll(probs[:, held_out], labels[:, held_out])[1].mean())
+        name: float(error_and_nll(probs[:, -1], labels[:, held_out])[1].mean())
         for name, probs in predicted.items()
     }
 
 
 def test(task: Task, run: Run) -> Result:
-    """Of each seed by each predictor test error, NLL and the share of wrong labels memorised."""
-    predicted, orders, labels, seconds = predictions(task, run)
-    _, true, _, test_labels = task.load()
-    true, test_labels = np.asarray(true), np.asarray(test_labels)
-    train = slice(task.train)
-    wrong = labels[:, train] != true[orders][:, train]
-    values: dict[str, list[float]] = {}
+    """Of each seed by each predictor test error, NLL, and the NLL after every epoch, its curve."""
+    predicted, _, seconds = predictions(task, run)
+    labels = np.asarray(task.load()[3])
+    values: dict[str, Any] = {}
     for name, probs in predicted.items():
-        of_tests = probs[:, task.train + task.validation :]
-        error, nll = error_and_nll(of_tests, np.broadcast_to(test_labels, of_tests.shape[:2]))
-        memorised = (probs[:, train].argmax(-1) == labels[:, train]) & wrong
-        share = 100 * memorised.sum(1) / np.maximum(wrong.sum(1), 1)
+        error, nll = error_and_nll(probs[:, :, task.validation :], labels)
         values |= {
-            f"error, {name}": error.tolist(),
-            f"NLL, {name}": nll.tolist(),
-            f"memorised, {name}": share.tolist(),
+            f"error, {name}": error[:, -1].tolist(),
+            f"NLL, {name}": nll[:, -1].tolist(),
+            f"curve, {name}": nll.tolist(),
         }
     return {"values": values, "seconds": seconds}
 
@@ -286,7 +313,8 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "digits": {"quick": Size(20, 12), "default": Size(60, 16), "full": Size(150, 32)},
+    "pairs": {"quick": Size(10, 12), "default": Size(40, 14), "full": Size(40, 24)},
+    "digits": {"quick": Size(20, 12), "default": Size(60, 16), "full": Size(60, 32)},
     "CIFAR-10": {"quick": Size(4, 12), "default": Size(12, 12), "full": Size(30, 12)},
     "digits, the CNN": {"default": Size(12, 16), "full": Size(12, 32)},
 }

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import jax
@@ -32,6 +33,7 @@ def open_store(
     other versions, and those that are damaged, are computed anew. Each computation is reported.
     """
     memory: dict[str, Result] = {}
+    held: dict[str, Lock] = {}  # of the claims that are tried at a time, one computes a cell
     made_by = {"cpu": machine.cpu(), "versions": machine.versions(machine.NUMERICS)}
 
     def read(file: Path) -> Result | None:
@@ -44,24 +46,26 @@ def open_store(
     def keep(name: str, what: Any, compute: Callable[[], Result]) -> Result:
         text = json.dumps([name, what])
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        if digest in memory:
-            return memory[digest]
-        file = folder / f"{digest}.json" if folder else None
-        result = read(file) if file else None
-        if result is None:
-            report_progress(f"{name}, run {len(memory) + 1}")
-            result = compute()
-            if file:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                cell = {"name": name, "what": what, "made_by": made_by, "result": result}
-                write_json(file, cell)
-        memory[digest] = result
-        return result
+        with held.setdefault(digest, Lock()):
+            if digest in memory:
+                return memory[digest]
+            file = folder / f"{digest}.json" if folder else None
+            result = read(file) if file else None
+            if result is None:
+                report_progress(f"{name}, run {len(memory) + 1}")
+                result = compute()
+                if file:
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    cell = {"name": name, "what": what, "made_by": made_by, "result": result}
+                    write_json(file, cell)
+            memory[digest] = result
+            return result
 
     return keep
 
 
 COMPILED: dict[Any, Any] = {}
+COMPILING: dict[Any, Lock] = {}
 
 
 def run_timed(
@@ -74,8 +78,9 @@ def run_timed(
     arguments, traced = jax.tree.map(jnp.asarray, (arguments, traced))
     shapes = jax.tree.map(lambda x: f"{x.dtype}{x.shape}", (arguments, traced))
     key = program, tuple(sorted(static.items())), repr(shapes)
-    if key not in COMPILED:
-        COMPILED[key] = program.lower(*arguments, **static, **traced).compile()
+    with COMPILING.setdefault(key, Lock()):
+        if key not in COMPILED:
+            COMPILED[key] = program.lower(*arguments, **static, **traced).compile()
     start = time.perf_counter()
     result = jax.block_until_ready(COMPILED[key](*arguments, **traced))
     return jax.tree.map(np.asarray, result), time.perf_counter() - start

@@ -1,24 +1,22 @@
-"""The verdicts of the trial, in a picture and in ten lines."""
+"""What the trial says, in words and as one dot with its interval."""
 
+import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from ...lib import plots
-from ...lib.plots import plt
-from .pairs import Entry, gain
-from .verdicts import Summary, Verdict
+from .pairs import Entry, Verdict, percent
+from .verdicts import COLUMNS, Summary
 
 TITLES = {
+    "converges": "converges faster",
+    "stable": "more stable",
+    "overfits": "less overfitting",
+    "tuning": "less tuning",
+    "cost": "little cost",
     "escapes": "escapes from minima",
-    "stable": "stays able to learn",
-    "overfits": "overfits less",
-    "tuning": "needs less tuning",
-    "cost": "costs little",
 }
-EDGE = 1000.0  # percent, beyond which a gain is drawn at the edge
-COLORS = {"holds": "#17662d", "fails": "#94182b", "open": "#6b7280"}
+EDGE = 100.0  # percent, beyond which a gain is drawn at the edge
 
 
 def effect(entry: Entry) -> str:
@@ -32,60 +30,43 @@ def effect(entry: Entry) -> str:
     )
 
 
-def lines(summaries: Sequence[Summary]) -> list[tuple[str, Verdict, str]]:
-    """Two lines a claim, each (title, verdict, text): its best setting, and all others."""
-    text = []
-    for claim, verdict, settings in summaries:
-        tests = [setting for setting in settings if not setting.control]
-        rank = {"holds": 0, "open": 1, "fails": 2}
-        best = min(tests or settings, key=lambda setting: rank[setting.verdict])
-        held = sum(setting.verdict == "holds" for setting in tests)
-        first = f"(holds in {held} of {len(tests)} settings). {best.name}: {effect(best.entry)}"
-        others = [
-            f"{setting.name} {setting.verdict}{' (control)' if setting.control else ''}"
-            for setting in settings
-            if setting is not best
-        ]
-        text += [(TITLES[claim], verdict, first), ("", verdict, "; ".join(others) or "no other")]
-    return text
-
-
-def plot_verdicts(summaries: Sequence[Summary], path: Path) -> None:
-    """Every setting's gain on its strongest rival, in percent of the rival, with its interval."""
-    number = sum(len(summary.settings) + 1.6 for summary in summaries)
-    fig, ax = plt.subplots(figsize=(13, 0.8 + 0.27 * number), layout="constrained")
-    row, rows, labels = 0.0, [], []
-    for claim, verdict, settings in summaries:
-        ax.text(
-            -0.02, row, f"{TITLES[claim]}: {verdict}", transform=ax.get_yaxis_transform(),
-            fontsize=13, fontweight="bold", color=COLORS[verdict], ha="right", va="center",
-        )  # fmt: skip
-        for setting in settings:
-            row += 1
-            entry, color = setting.entry, COLORS[setting.verdict]
-            scale = 100 / max(float(np.abs(entry["rival_values"]).mean()), 1e-12)
-            sign = -1 if entry["lower_is_better"] else 1
-            ends = np.clip([sign * scale * end for end in entry["interval"]], -EDGE, EDGE)
-            ax.plot(ends, [row, row], color=color, linewidth=2.5, solid_capstyle="butt")
-            face = "white" if setting.control else color
-            middle = np.clip(scale * gain(entry), -EDGE, EDGE)
-            ax.plot(middle, row, "o", color=color, markerfacecolor=face)
-            ax.text(
-                1.01, row, f"{setting.verdict}: {effect(entry)}", color=color, va="center",
-                transform=ax.get_yaxis_transform(), fontsize=8.5,
-            )  # fmt: skip
-            rows.append(row)
-            labels.append(f"{setting.name}{' (control)' if setting.control else ''}")
-        row += 1.6
-    ax.axvline(0, color=plots.LIGHT, linewidth=1)
-    ax.set_yticks(rows, labels, fontsize=8.5)
-    ax.set(
-        xlim=(-1.3 * EDGE, 1.3 * EDGE),
-        ylim=(row - 0.4, -0.8),
-        xlabel="gain of the diffusion on its strongest rival, % of the rival (right is better)",
+def in_words(entry: Entry) -> str:
+    """What a user would feel: the metric of the method and of its strongest rival."""
+    name, _, unit = entry["metric"].rpartition(", ")
+    name = name or entry["metric"]
+    unit = unit.partition(" ")[0] if unit.startswith("%") else ""
+    ours, theirs = (
+        f"{float(f'{np.mean(entry[values]):.3g}'):g}{unit and ' ' + unit}"
+        for values in ("diffusion_values", "rival_values")
     )
-    ax.set_xscale("symlog", linthresh=1)
-    ticks = [-1000, -100, -10, -1, 0, 1, 10, 100, 1000]
-    ax.set_xticks(ticks, map(str, ticks), fontsize=8.5)
-    ax.grid(axis="x", **plots.GRID)
-    plots.save(fig, path)
+    return f"{name}: {ours} by {entry['method']}, {theirs} by {entry['rival']}"
+
+
+def place(gain: float) -> float:
+    """Where a gain in percent is drawn, from -1 to 1, on a logarithmic scale through 0."""
+    clipped = min(abs(gain), EDGE)
+    return math.copysign(math.log1p(clipped) / math.log1p(EDGE), gain)
+
+
+def dot(entry: Entry) -> tuple[float, float, float]:
+    """The gain on the rival, and the ends of its interval, each from -1 to 1."""
+    middle, low, high = (place(each) for each in percent(entry))
+    return middle, low, high
+
+
+def by_claim(summaries: Sequence[Summary]) -> dict[str, dict[str, Summary]]:
+    """The summaries of each claim by column, in the order of the titles."""
+    return {
+        claim: {each.column: each for each in summaries if each.claim == claim}
+        for claim in TITLES
+        if any(each.claim == claim for each in summaries)
+    }
+
+
+def lines(summaries: Sequence[Summary]) -> list[tuple[str, Verdict, str]]:
+    """A line for each claim and column: its title, its verdict, the effect that decides it."""
+    return [
+        (f"{TITLES[each.claim]}, {COLUMNS[each.column]}", each.verdict,
+         f"{each.decisive.name}: {effect(each.decisive.entry)}")
+        for each in summaries
+    ]  # fmt: skip

@@ -1,15 +1,13 @@
-"""Verdicts: of a setting from all its rivals, of a claim from all its settings."""
+"""Verdicts: of a setting from all its rivals, of a claim from all its tests."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from .pairs import Entry, gain
+from .pairs import LEVEL, Entry, Verdict, gain, percent
 
-LEVEL = 0.01
-Verdict = Literal["holds", "fails", "open"]
+COLUMNS = {"article": "the article's step", "best": "diffopt's best"}
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -25,73 +23,64 @@ def holm(ps: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def settings_of(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
-    """The entries of each setting, one for each of its rivals."""
-    settings = defaultdict(list)
-    for each in entries:
-        settings[each["setting"]].append(each)
-    return dict(settings)
+def verdict_of(entries: Sequence[Entry]) -> Verdict:
+    """The verdict of several tests by Holm's p-values, at p < 0.01.
 
-
-def judge(entries: Sequence[Entry]) -> list[Entry]:
-    """The entries of one claim, each with the `verdict` of its setting.
-
-    A setting holds if the diffusion beats every rival in it: its p is the largest of theirs. It
-    fails if the diffusion is worse than some rival: its p is the smallest, times their number. Both
-    by Holm over the settings of the claim, at p < 0.01. Else it is open.
+    Holds if the method is better in all of them, fails if it is worse in one, else open.
     """
-    settings = settings_of(entries)
-    better = [max(e["p"] if gain(e) > 0 else 1 for e in rivals) for rivals in settings.values()]
-    worse = [
-        min(len(rivals) * e["p"] if gain(e) < 0 else 1 for e in rivals)
-        for rivals in settings.values()
-    ]
-    verdicts: dict[str, Verdict] = {}
-    for setting, holds, fails in zip(settings, holm(better), holm(worse), strict=True):
-        verdicts[setting] = "holds" if holds < LEVEL else "fails" if fails < LEVEL else "open"
-    return [each | {"verdict": verdicts[each["setting"]]} for each in entries]
-
-
-def strongest(rivals: Sequence[Entry]) -> Entry:
-    """The entry of a setting's strongest rival."""
-    return min(rivals, key=gain)
+    clear = [p < LEVEL for p in holm([each["p"] for each in entries])]
+    if any(sure and gain(each) < 0 for sure, each in zip(clear, entries, strict=True)):
+        return "fails"
+    better = all(sure and gain(each) > 0 for sure, each in zip(clear, entries, strict=True))
+    return "holds" if better and entries else "open"
 
 
 class Setting(NamedTuple):
-    """A setting of a claim, whether it is a control, and the entry of its strongest rival."""
+    """A setting of a claim, its verdict over all rivals, and the entry of the strongest one."""
 
     name: str
     control: bool
+    verdict: Verdict
     entry: Entry
-
-    @property
-    def verdict(self) -> Verdict:
-        """That of the setting."""
-        return self.entry["verdict"]
 
 
 class Summary(NamedTuple):
-    """A claim, its verdict and its settings."""
+    """A claim in one column, its verdict, the setting that decides it, and all settings."""
 
     claim: str
+    column: str
     verdict: Verdict
+    decisive: Setting
     settings: list[Setting]
 
 
-def summarize(entries: Sequence[Entry], controls: dict[str, Sequence[str]]) -> list[Summary]:
-    """Each claim with its verdict.
+def summarize_settings(entries: Iterable[Entry]) -> list[Setting]:
+    """The settings of one claim in one column."""
+    settings: dict[str, list[Entry]] = {}
+    for each in entries:
+        settings.setdefault(each["setting"], []).append(each)
+    return [
+        Setting(name, rivals[0]["control"], verdict_of(rivals), min(rivals, key=gain))
+        for name, rivals in settings.items()
+    ]
 
-    It holds if it does in every setting that is no control, fails if it does in one of them, else
-    it is open. `controls` are how the names of controls begin.
+
+def summarize(entries: Sequence[Entry]) -> list[Summary]:
+    """Each claim in each column, with its verdict.
+
+    A claim is as many tests as it has rivals in settings that are no controls: it holds if the
+    method beats each of them, and fails if one beats the method, after Holm over all. The setting
+    that decides is the worst of them, by its gain on its strongest rival in percent.
     """
     summaries = []
-    for claim in dict.fromkeys(each["claim"] for each in entries):
-        own = settings_of(each for each in entries if each["claim"] == claim)
-        settings = [
-            Setting(name, name.startswith(tuple(controls[claim])), strongest(rivals))
-            for name, rivals in own.items()
-        ]
-        verdicts = {setting.verdict for setting in settings if not setting.control}
-        verdict: Verdict = "fails" if "fails" in verdicts else "open"
-        summaries.append(Summary(claim, "holds" if verdicts == {"holds"} else verdict, settings))
+    for claim, column in dict.fromkeys((each["claim"], each["column"]) for each in entries):
+        own = [each for each in entries if (each["claim"], each["column"]) == (claim, column)]
+        tests = [each for each in own if not each["control"]] or own
+        settings = summarize_settings(own)
+        verdict = verdict_of(tests)
+        named = {each["setting"] for each in tests}
+        shown = [setting for setting in settings if setting.name in named]
+        alike = [setting for setting in shown if setting.verdict == verdict] or shown
+        decisive = min(alike, key=lambda setting: percent(setting.entry)[0])
+        summaries.append(Summary(claim, column, verdict, decisive, settings))
     return summaries
