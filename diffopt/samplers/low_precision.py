@@ -10,6 +10,7 @@ import optax
 from ..inputs.keys import check_key, derive_key
 from ..inputs.trees import array_dtype, check_inexact, find_states, in_structure_of
 from ..noise.increments import SMALL, random_bits_like
+from ..noise.threefry import is_constant
 
 UNITS = 2**14
 
@@ -377,7 +378,7 @@ def low_precision(
             nonlocal last
             if not is_low(p):
                 return u, q
-            if jnp.size(p) >= SMALL and last is not None:
+            if is_constant(jnp.shape(p)) and jnp.size(p) >= SMALL and last is not None:
                 # XLA goes through all leaves operation by operation, unless one waits for another.
                 q, _ = jax.lax.optimization_barrier((q, last))
             start = _widen(p)

@@ -98,6 +98,9 @@ keeps_more = pytest.mark.xfail(
 )
 
 
+KEEPS_MORE = ("baoab", "ubu", "lattice_walk", "low_precision")
+
+
 def size(tree):
     leaves = [x for x in jax.tree.leaves(tree) if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
     return sum(x.size * x.dtype.itemsize for x in leaves)
@@ -108,7 +111,7 @@ def size(tree):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=keeps_more) if name in ("baoab", "ubu", "low_precision") else name
+        pytest.param(name, marks=keeps_more) if name in KEEPS_MORE else name
         for name in SAMPLERS
         if name != "midpoint"
     ],
