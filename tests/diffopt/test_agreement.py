@@ -37,6 +37,7 @@ def test_both_are_those_of_arviz(kind, draws):
     np.testing.assert_allclose(ess, [arviz.ess(c) for c in columns], rtol=0.08)
 
 
+@pytest.mark.slow
 def test_the_effective_sample_size_of_an_autoregression():
     """S (1 - ρ)/(1 + ρ), within the spread of one estimate."""
     rho, (chains, draws) = 0.7, (4, 2000)

@@ -61,6 +61,7 @@ def test_noise_alike_in_every_direction_is_not_overstated_by_chance():
     assert abs(np.mean(found) - 1) < 4.5 * np.sqrt(2 / (few - 2) / seeds)
 
 
+@pytest.mark.slow
 def test_one_noisy_direction_in_many_is_found():
     d, few = 5_000, 64
     u = jax.random.normal(jax.random.key(1), (d,)) / np.sqrt(d)

@@ -11,6 +11,7 @@ from flax import linen, nnx
 
 import diffopt
 from diffopt.inputs.keys import check_key, derive_key
+from tests.diffopt.contract.helpers import each_with_a_noise
 from tests.helpers import SAMPLERS, is_key
 
 SEEDS = range(4)
@@ -75,7 +76,7 @@ def drawn_keys(make, seed, steps=3):
     return jnp.stack(keys)
 
 
-@pytest.mark.parametrize("name", [v for v in SAMPLERS if SAMPLERS[v].takes_noise])
+@each_with_a_noise
 def test_a_sampler_draws_from_no_key_of_its_user(name, users):
     for seed in SEEDS:
         keys = data(one_level(drawn_keys(SAMPLERS[name].make, seed)))

@@ -82,6 +82,7 @@ def test_chains_under_vmap_equal_each_chain_alone():
             assert jnp.array_equal(one, all_[i], equal_nan=True)
 
 
+@pytest.mark.slow
 def test_nested_vmap_and_chains_at_different_steps():
     """One `lax.cond` answers for all chains; each still keeps by its own clock."""
     keep = diffopt.collect(4, every=2)
@@ -239,6 +240,7 @@ def test_empty_slots_are_left_out():
     assert jnp.isnan(diffopt.predictive(jnp.square, empty.samples))
 
 
+@pytest.mark.slow
 def test_a_half_precision_mean_is_summed_in_single():
     """300 predictions of 1 + 2⁻⁷ in bfloat16: their sum in bfloat16 would stop at 256."""
     samples = jnp.full(300, 1 + 2**-7, jnp.bfloat16)

@@ -236,6 +236,7 @@ def test_it_keeps_dtypes_and_counts_a_complex_element_twice():
     assert tx.update({}, tx.init({}), {})[0] == {}
 
 
+@pytest.mark.slow
 def test_its_state_may_be_donated():
     """Each leaf has a precision of its own, not one buffer for all."""
     tx, params = diffopt.hierarchical_prior(1.0), {"a": jnp.ones(3), "b": jnp.ones(2)}

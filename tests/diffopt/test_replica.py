@@ -101,6 +101,7 @@ def test_each_chain_takes_the_step_of_its_own_temperature_and_keeps_its_place():
     assert state.states.count.tolist() == [1] * 4
 
 
+@pytest.mark.slow
 def test_velocities_change_with_the_temperature():
     make = partial(diffopt.baoab, friction=0.0, noise=zeros)
     tx = diffopt.replica_exchange(make, 0.1, LADDER)
@@ -267,6 +268,7 @@ def test_a_negative_variance_is_none_and_two_infinite_losses_do_not_swap():
         assert swaps(value=jnp.array([jnp.inf, jnp.inf])) == 0
 
 
+@pytest.mark.slow
 def test_strict_promotion_in_64_bits():
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         tx = diffopt.replica_exchange(diffopt.baoab, 0.1, [1.0, 2.0, 3.0])

@@ -17,6 +17,7 @@ from tests.diffopt.contract.helpers import (
     ETA,
     KEY,
     T,
+    each,
     each_sampler,
     each_with_a_noise,
     exact,
@@ -346,7 +347,7 @@ def bumpy(params):
     return jax.grad(lambda params: sum(map(loss, jax.tree.leaves(params))))(params)
 
 
-@pytest.mark.parametrize("name", [name for name in SAMPLERS if SAMPLERS[name].cold])
+@each(name for name in SAMPLERS if SAMPLERS[name].cold)
 def test_at_zero_temperature_it_is_the_optimizer(name):
     params, _ = setting(name, "float32")
     eta = 0.002 if name == "psgld" else 0.02

@@ -135,6 +135,7 @@ def test_sgnht_absorbs_unknown_gradient_noise_where_sghmc_overheats():
     assert abs(held.var() / (T / k) - 1) < bound
 
 
+@pytest.mark.slow
 def test_a_thermostat_of_few_parameters_holds_the_mean_kinetic_temperature():
     """Exact for any number of parameters, as 1/friction could not be stationary else."""
     chains, d = 5_000, 5
