@@ -16,6 +16,9 @@ from . import files
 RED, BLUE, GRAY, LIGHT = "#d6336c", "#5b8ff9", "#8d8d8d", "#b9bfca"
 GREEN, ORANGE, VIOLET = "#61b15a", "#f6a04d", "#7b2cbf"
 GRID: dict[str, Any] = {"color": "#eceef2"}
+WIDTH = 7.2  # inches: the column of a page of the site; the report's is half as wide again
+
+plt.rcParams |= {"font.size": 12, "axes.titlesize": "medium", "legend.frameon": False}  # the page's
 
 
 def save(figure: Any, path: Path, dpi: int = 130) -> None:
