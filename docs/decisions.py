@@ -22,6 +22,7 @@ QUESTIONS = {
             "replica_exchange",
         ),
         ("Compare how complex", "two minima are?", "local_learning_coefficient", "wbic"),
+        ("Which examples made", "a prediction?", "influence", ""),
     ],
     ".zh": [
         ("需要区间", "或后验？", "精确梯度：baoab", "小批量：sghmc"),
@@ -29,6 +30,7 @@ QUESTIONS = {
         ("数据少，", "或标签有错？", "weight_noise", "label_noise"),
         ("优化器停在", "不好的极小点？", "langevin，降温到 0", "replica_exchange"),
         ("要比较极小点", "的复杂度？", "local_learning_coefficient", "wbic"),
+        ("哪些样本造成了", "某个预测？", "influence", ""),
     ],
 }
 WORDS = {"": ("yes", "no", "Keep your optimizer."), ".zh": ("是", "否", "继续用现有的优化器。")}
