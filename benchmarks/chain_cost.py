@@ -129,7 +129,7 @@ def measure(steps: int, rounds: int, chains: tuple[int, ...], console: Console) 
 
 def plot_cost(rows: list[dict], path: Path) -> None:
     """Cost per chain against the number of chains, as a figure."""
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(plots.WIDTH, 5), layout="constrained")
     colors = (plots.RED, plots.ORANGE, plots.GRAY, plots.BLUE, "black")
     for (way, label), color in zip(WAYS.items(), colors, strict=True):
         axes.plot([r["chains"] for r in rows], [r[way] for r in rows], "o-", label=label, c=color)

@@ -176,14 +176,16 @@ def row(at: int, estimate: diffopt.Estimate) -> dict[str, float]:
 def plot(rows: list[dict[str, float]], title: str, xlabel: str, path: Path) -> None:
     """λ̂ above, errors and loss below, along training."""
     at = [r["at"] for r in rows]
-    figure, (above, below) = plt.subplots(2, 1, figsize=(7, 5.5), sharex=True, layout="constrained")
+    figure, (above, below) = plt.subplots(
+        2, 1, figsize=(plots.WIDTH, 6), sharex=True, layout="constrained"
+    )
     errors = [2 * r["standard_error"] for r in rows]
     above.errorbar(at, [r["llc"] for r in rows], errors, fmt="o-", color=plots.RED, capsize=3)
     above.set(title=title, ylabel="λ̂ ± 2 standard errors")
     below.plot(at, [100 * r["test_error"] for r in rows], "o-", color=plots.BLUE, label="test")
     below.plot(at, [100 * r["train_error"] for r in rows], "o-", color=plots.GRAY, label="train")
     below.set(xlabel=xlabel, ylabel="error, %", xscale="log")
-    below.legend(frameon=False)
+    below.legend()
     for ax in (above, below):
         ax.grid(**plots.GRID)
     plots.save(figure, path)

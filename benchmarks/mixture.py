@@ -117,15 +117,15 @@ def distance(samples: np.ndarray) -> float:
 
 
 def plot_chains(samples: dict[str, np.ndarray], path: Path) -> None:
-    """The mixture and the first chain of each sampler side by side."""
+    """The mixture and the first chain of each of three samplers."""
     rng = np.random.default_rng(0)
     exact = CENTRES[rng.integers(25, size=20_000)] + rng.normal(0, VARIANCE**0.5, (20_000, 2))
     panels = {"the mixture: 25 modes": exact}
     for name, chain in samples.items():
         panels[f"{name}: finds {modes_found(chain[0])}"] = chain[0]
-    size = (3.7 * len(panels), 4)
-    fig, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", sharey=True)
-    for ax, (title, points) in zip(axes, panels.items(), strict=True):
+    size = (plots.WIDTH, plots.WIDTH)
+    fig, axes = plt.subplots(2, 2, figsize=size, layout="constrained", sharex=True, sharey=True)
+    for ax, (title, points) in zip(axes.flat, panels.items(), strict=True):
         ax.hist2d(
             *points.T, bins=150, range=[(-5.5, 5.5)] * 2, cmap="magma", density=True, vmax=0.3
         )

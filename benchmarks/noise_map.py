@@ -215,7 +215,7 @@ def plot_map(records: list[dict[str, Any]], path: Path) -> None:
     temperatures = sorted({place.temperature for place in places})
     curves = sorted({(place.sampler, place.step_size) for place in places})
     fig, axes = plt.subplots(
-        2, len(batch_sizes), figsize=(5.2 * len(batch_sizes), 7), layout="constrained",
+        2, len(batch_sizes), figsize=(plots.WIDTH, 7), layout="constrained",
         sharex=True, sharey="row", squeeze=False,
     )  # fmt: skip
     for column, batch_size in enumerate(batch_sizes):
@@ -237,12 +237,19 @@ def plot_map(records: list[dict[str, Any]], path: Path) -> None:
                         label=f"{sampler}, step {step_size:g}" if points and line == "-" else None,
                     )  # fmt: skip
         axes[0, column].set_title(f"batch {batch_size:,}")
-        axes[0, column].legend(frameon=False, fontsize=9)
         axes[1, column].set_xticks(range(len(temperatures)), map(temperature_name, temperatures))
         axes[1, column].set_xlabel("temperature")
     axes[0, 0].set_ylabel("test accuracy, %")
     axes[1, 0].set_ylabel("test NLL, nats")
-    fig.suptitle("solid: average of predictions; dotted: last iterate")
+    lines = {
+        label: line
+        for ax in axes[0]
+        for line, label in zip(*ax.get_legend_handles_labels(), strict=True)
+    }
+    fig.legend(
+        lines.values(), lines, loc="outside lower center", ncols=2,
+        title="solid: average of predictions; dotted: last iterate",
+    )  # fmt: skip
     for ax in axes.flat:
         ax.grid(axis="y", **plots.GRID)
     plots.save(fig, path)

@@ -260,11 +260,11 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
 def plot_posterior(toy: dict[str, Any], rows: dict[str, dict[str, Any]], path: Path) -> None:
     """Three views of the toy, and the log-likelihoods, as one figure."""
     titles = {
-        "Adam": "one network, trained with Adam",
-        "baoab": "diffopt.baoab: the posterior",
-        "NUTS": "NUTS: the same posterior",
+        "Adam": "one network by Adam",
+        "baoab": "posterior by diffopt.baoab",
+        "NUTS": "the same by NUTS",
     }
-    figure, axes = plt.subplots(2, 2, figsize=(10, 7), layout="constrained")
+    figure, axes = plt.subplots(2, 2, figsize=(plots.WIDTH, 6.6), layout="constrained")
     for ax, (name, title) in zip(axes.flat, titles.items(), strict=False):
         functions, grid = toy["functions"][name], toy["grid"]
         if len(functions) > 1:
@@ -286,8 +286,8 @@ def plot_posterior(toy: dict[str, Any], rows: dict[str, dict[str, Any]], path: P
     )  # fmt: skip
     ax.invert_yaxis()
     ax.set(
-        title="diabetes: test log-likelihood against NUTS",
-        xlabel="nats per patient, NUTS = 0, bars of 2 standard errors",
+        title="diabetes: log-likelihood - NUTS's",
+        xlabel="nats a patient ± 2 standard errors",
     )
     plots.save(figure, path)
 

@@ -199,8 +199,9 @@ def limits(operations: float) -> dict[str, float]:
 
 
 def plot_costs(rows: list[dict], parameters: int, operations: float, path: Path) -> None:
-    """Bytes, CPU time and the model, side by side."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    """Bytes, CPU time and the model."""
+    size = (plots.WIDTH, 12)
+    figure, (left, middle, right) = plt.subplots(3, 1, figsize=size, layout="constrained")
     counts = sorted({row["devices"] for row in rows})
     n = np.linspace(1, max(counts))
     left.plot(n, 8 * (n - 1) / n, color=plots.LIGHT, label="8 (n - 1) / n")
@@ -217,7 +218,7 @@ def plot_costs(rows: list[dict], parameters: int, operations: float, path: Path)
     middle.set(title="CPU time of each device, measured", ylabel="ms per step", ylim=(0, None))
     for ax in (left, middle):
         ax.set(xlabel="virtual devices", xticks=counts)
-        ax.legend(fontsize=7)
+    left.legend()
     examples = np.geomspace(10, 1e6)
     for (name, link), color in zip(
         LINKS.items(), (plots.GREEN, plots.ORANGE, plots.VIOLET), strict=True
@@ -227,7 +228,7 @@ def plot_costs(rows: list[dict], parameters: int, operations: float, path: Path)
             right.semilogx(examples, share, line, color=color, label=label)
     right.set(title="64 devices, a model", xlabel="examples (tokens) on each device")
     right.set(ylabel="compute / step time", ylim=(0, 1))
-    right.legend(fontsize=7, title="Gaussian noise (dotted: fully sharded)", title_fontsize=7)
+    right.legend(title="Gaussian noise (dotted: fully sharded)")
     plots.save(figure, path)
 
 

@@ -308,12 +308,12 @@ def table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
 
 
 def plot(rows: list[dict[str, Any]], references: dict[str, float], path: Path) -> None:
-    """Errors of means above and of variances below, a column for each problem."""
-    size = (4 * len(references) + 2, 8)
+    """Errors of means on the left and of variances on the right, a row for each problem."""
+    size = (plots.WIDTH, 2.9 * len(references) + 3)
     figure, axes = plt.subplots(
-        2, len(references), figsize=size, layout="constrained", squeeze=False, sharex=True
+        len(references), 2, figsize=size, layout="constrained", squeeze=False, sharex=True
     )
-    for (kind, name), ax in zip(itertools.product(ERRORS, references), axes.flat, strict=True):
+    for (name, kind), ax in zip(itertools.product(references, ERRORS), axes.flat, strict=True):
         shown = [row for row in rows if row["problem"] == name and row[kind]]
         if not shown:
             ax.axis("off")
@@ -338,8 +338,8 @@ def plot(rows: list[dict[str, Any]], references: dict[str, float], path: Path) -
         ax.set_ylabel("error of one chain")
     pairs = (zip(*ax.get_legend_handles_labels(), strict=True) for ax in figure.axes)
     lines = {label: line for line, label in itertools.chain.from_iterable(pairs)}
-    figure.legend(lines.values(), lines.keys(), loc="outside right center", frameon=False)
-    plots.save(figure, path, dpi=100)
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=2)
+    plots.save(figure, path)
 
 
 def tables() -> Tables:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 FOLDERS = {
-    "tutorials": "cnn sampling devices bfloat16 learning_coefficient transformer",
-    "guides": "checkpoints chains serialization from_optimizers temperature annealing"
+    "tutorials": "cnn sampling devices bfloat16 learning_coefficient",
+    "guides": "checkpoints from_optimizers temperature annealing"
     " where_the_noise_pays training_noise"
     " diagnostics frameworks frozen constraints loaders loops coming_from",
     "theory": "derivations",
@@ -26,6 +26,9 @@ MOVED |= {
     "preemption": "guides/checkpoints",
     "logging": "guides/checkpoints",
     "hosts": "tutorials/devices",
+    "serialization": "guides/checkpoints",
+    "chains": "guides/loops",
+    "transformer": "tutorials/bfloat16",
 }
 PAGE = (
     '<!doctype html><meta charset="utf-8"><title>Moved</title>'

@@ -44,6 +44,8 @@ def test_the_notebooks_install_alike_from_the_address_of_the_project():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     address = project.get("urls", {}).get("Repository", "")
     assert f'REPOSITORY = "{address}"' in cell and f'"{project["name"]}"' in cell
+    (marker,) = re.findall(r'\(f / "(\w+)" / "(\w+)"\)', cell)
+    assert ROOT.joinpath(*marker).exists()
 
 
 OURS, ANOTHER = "def sgld(): ...", "from ._version import __version__"
@@ -76,7 +78,7 @@ def test_a_notebook_installs_diffopt_from_where_it_can_be_had(tmp_path, there, h
     named = lambda names: [name.replace("CHECKOUT", str(checkout)) for name in names]
     for folder in (checkout / "diffopt", checkout / "notebooks", place / "pip"):
         folder.mkdir(parents=True)
-    (checkout / "diffopt" / "frame.py").touch()
+    (checkout / "diffopt" / "samplers").mkdir()
     (place / "pip" / "__init__.py").touch()
     (place / "pip" / "__main__.py").write_text(PIP)
     (place / "asked").touch()

@@ -37,7 +37,10 @@ def plot_curves(metrics: dict[str, Any], path: Path) -> None:
         "test NLL": lambda entry: entry["test_nll"],
     }
     swept = metrics["config"]["sweep"]
-    fig, axes = plt.subplots(1, 3 + swept, figsize=(12 + 3 * swept, 3.8), layout="constrained")
+    fig, grid = plt.subplots(2, 2, figsize=(plots.WIDTH, 6.6), layout="constrained")
+    axes = grid.flat[: 3 + swept]
+    for ax in grid.flat[3 + swept :]:
+        ax.remove()
     for ax, (title, value) in zip(axes, panels.items(), strict=False):
         for name in finished_optimizers(metrics):
             curves = np.array(
@@ -64,7 +67,7 @@ def plot_curves(metrics: dict[str, Any], path: Path) -> None:
     for ax in axes:
         plots.log_scale(ax)
         ax.grid(**plots.GRID)
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     plots.save(fig, path)
 
 
@@ -84,8 +87,8 @@ def plot_calibration(predictions: dict[str, Predictions], labels: np.ndarray, pa
     finite = {n: p for n, p in predictions.items() if np.isfinite(p.last).all()}
     columns = min(5, len(predictions))
     rows = -(-len(predictions) // columns)
-    heights = rows * min(4, 16 / columns), 4.2
-    fig = plt.figure(figsize=(13, sum(heights)), layout="constrained")
+    heights = rows * min(4, 14 / columns), 4.2
+    fig = plt.figure(figsize=(1.5 * plots.WIDTH, sum(heights)), layout="constrained")
     (top,), (bottom,) = fig.subfigures(2, 1, height_ratios=heights, squeeze=False, hspace=0.04)
 
     panels = top.subplots(rows, columns, sharey=True, squeeze=False)
@@ -107,7 +110,7 @@ def plot_calibration(predictions: dict[str, Predictions], labels: np.ndarray, pa
     for ax in panels[:, 0]:
         ax.set_ylabel("accuracy, %")
     handles = panels[0, 0].get_legend_handles_labels()
-    top.legend(*handles, loc="outside right upper", frameon=False, borderpad=1)
+    top.legend(*handles, loc="outside right upper", borderpad=1)
 
     kept = 100 * np.arange(1, len(labels) + 1) / len(labels)
     last, average = bottom.subplots(1, 2, sharey=True)
@@ -121,7 +124,7 @@ def plot_calibration(predictions: dict[str, Predictions], labels: np.ndarray, pa
     last.invert_yaxis()
     last.set(title="last iterate", xlabel="surest images kept, %", ylabel="accuracy on them, %")
     average.set(title="average", xlabel="surest images kept, %")
-    bottom.legend(*last.get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    bottom.legend(*last.get_legend_handles_labels(), loc="outside right upper")
     for ax in fig.get_axes():
         ax.grid(**plots.GRID)
     plots.save(fig, path)
@@ -134,17 +137,17 @@ def plot_certainty(
     confidence, guess = probs.max(1), probs.argmax(1)
     surest_first = np.argsort(-confidence, kind="stable")
     rows = {"most certain": surest_first[:8], "least certain": surest_first[::-1][:8]}
-    fig, axes = plt.subplots(2, 8, figsize=(13, 4.6), layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(2, 8, figsize=(1.5 * plots.WIDTH, 4.6), layout="constrained")
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
     for line, (title, chosen) in zip(axes, rows.items(), strict=True):
-        line[0].set_ylabel(title, fontsize="large")
+        line[0].set_ylabel(title)
         for ax, i in zip(line, chosen, strict=False):
             right = guess[i] == labels[i]
             sure = "> 99.9 %" if confidence[i] > 0.999 else f"{100 * confidence[i]:.1f} %"
             ax.imshow((np.asarray(images[i]) + 1) / 2, cmap="gray_r", vmin=0, vmax=1)
-            ax.set_title(f"{classes[guess[i]]}, {sure}", fontsize="medium")
+            ax.set_title(f"{classes[guess[i]]}\n{sure}")
             ax.set_xlabel(
                 "right" if right else f"is {classes[labels[i]]}",
                 color="#17662d" if right else "#94182b",

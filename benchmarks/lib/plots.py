@@ -16,15 +16,18 @@ from . import files
 RED, BLUE, GRAY, LIGHT = "#d6336c", "#5b8ff9", "#8d8d8d", "#b9bfca"
 GREEN, ORANGE, VIOLET = "#61b15a", "#f6a04d", "#7b2cbf"
 GRID: dict[str, Any] = {"color": "#eceef2"}
+WIDTH = 7.2  # inches: the column of a page of the site; the report's is half as wide again
+
+plt.rcParams |= {"font.size": 12, "axes.titlesize": "medium", "legend.frameon": False}  # the page's
 
 
-def save(figure: Any, path: Path, dpi: int = 130) -> None:
+def save(figure: Any, path: Path) -> None:
     """Write the figure, its axes without frames, and forget it."""
     for ax in figure.get_axes():
         ax.spines[["top", "right"]].set_visible(False)
     content = io.BytesIO()
     try:
-        figure.savefig(content, dpi=dpi)
+        figure.savefig(content, dpi=130)
     finally:
         plt.close(figure)
     files.write(path, content.getvalue())

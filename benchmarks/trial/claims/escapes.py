@@ -214,8 +214,8 @@ def gaps(entries: Sequence[Entry]) -> dict[str, dict[int, list[Entry]]]:
 
 def plot_gaps(by_size: dict[str, dict[int, list[Entry]]], path: Path) -> None:
     """How far each rival ends above the diffusion, against the dimension, with its interval."""
-    size = (5.2 * len(by_size) + 2.5, 3.9)
-    fig, axes = plt.subplots(1, len(by_size), figsize=size, layout="constrained", squeeze=False)
+    size = (plots.WIDTH, 3.3 * len(by_size) + 0.8)
+    fig, axes = plt.subplots(len(by_size), 1, figsize=size, layout="constrained", squeeze=False)
     colors = (plots.BLUE, plots.GREEN, plots.ORANGE, plots.VIOLET)
     for ax, (title, of) in zip(axes.flat, by_size.items(), strict=True):
         for rival, color in zip(RIVALS, colors, strict=True):
@@ -229,8 +229,8 @@ def plot_gaps(by_size: dict[str, dict[int, list[Entry]]], path: Path) -> None:
         ax.set_xticks(list(of), map(str, of))
         ax.minorticks_off()
         ax.grid(**plots.GRID)
-    axes[0, 0].set_ylabel("energy above the diffusion's")
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+        ax.set_ylabel("energy above the diffusion's")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     plots.save(fig, path)
 
 

@@ -154,7 +154,7 @@ def run(size: str, keep: Keep, task: Task = PAIRS) -> list[Entry]:
 
 def plot_maps(values: dict[str, Any], path: Path, task: Task) -> None:
     """Mean test error of the average over the grid of each method, side by side."""
-    fig, axes = plt.subplots(1, len(values), figsize=(12, 3.9), layout="constrained")
+    fig, axes = plt.subplots(1, len(values), figsize=(1.5 * plots.WIDTH, 3.9), layout="constrained")
     errors = {method: of["error, average"].mean(1).reshape(3, 3) for method, of in values.items()}
     least = min(float(each.min()) for each in errors.values())
     for ax, (method, grid) in zip(axes, errors.items(), strict=True):
