@@ -394,25 +394,23 @@ def plot_examples(params: Params, chain_steps: int, chains: int, path: Path) -> 
     order = np.argsort(values)
     chance = jax.nn.softmax(forward(params, one[0][0])[0])
     taken = int(chance.argmax())
-    fig, axes = plt.subplots(2, 6, figsize=(8.4, 3.6), layout="constrained")
+    fig, axes = plt.subplots(2, 6, figsize=(plots.WIDTH, 4), layout="constrained")
     for ax in axes.ravel():
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
     show = lambda ax, image: ax.imshow(image.reshape(8, 8), cmap="gray_r", vmin=0, vmax=1)
     show(axes[0, 0], one[0][0])
     label = int(one[1][0])
-    axes[0, 0].set_title(f"a test {label}", fontsize=10)
-    axes[0, 0].set_xlabel(
-        f"taken for a {taken} ({chance[taken]:.0%}),\n{label} has {chance[label]:.0%}", fontsize=9
-    )
+    axes[0, 0].set_title(f"a test {label}")
+    axes[0, 0].set_xlabel(f"{taken} has {chance[taken]:.0%},\n{label} has {chance[label]:.0%}")
     axes[1, 0].axis("off")
-    rows = (("for it", order[:5], plots.BLUE), ("against it", order[::-1][:5], plots.RED))
+    rows = (("for", order[:5], plots.BLUE), ("against", order[::-1][:5], plots.RED))
     for row, (name, which, color) in zip(axes, rows, strict=True):
         for ax, i in zip(row[1:], which, strict=True):
             show(ax, data[0][i])
-            ax.set_title(f"{name}: a {int(data[1][i])}", color=color, fontsize=10)
+            ax.set_title(f"{name}: {int(data[1][i])}", color=color)
             change = -values[i] / TRAIN
-            ax.set_xlabel(f"without it {change:+.3f}", fontsize=9)
+            ax.set_xlabel(f"without\n{change:+.3f}")
     plots.save(fig, path)
 
 

@@ -54,9 +54,10 @@ def draw(language: str) -> str:
         parts.append(f'<text x="93" y="{y + 78}">{no}</text>')
     height = 6 + len(QUESTIONS[language]) * STEP
     parts.append(box(2, height, 162, [end], "#f3f3f3", "#777"))
+    tall = height + 66
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height + 66}" width="{WIDTH}"'
-        f' height="{height + 66}" font-family="Helvetica, Arial, Noto Sans CJK SC, sans-serif"'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {tall}" width="{WIDTH}"'
+        f' height="{tall}" font-family="Helvetica, Arial, Noto Sans CJK SC, sans-serif"'
         ' font-size="16" fill="#222"><defs><marker id="tip" viewBox="0 0 8 8" refX="6" refY="4"'
         ' markerWidth="8" markerHeight="8" orient="auto"><path d="M0 0L8 4L0 8z" stroke="none"'
         ' fill="#555"/></marker></defs><style>path{stroke:#555;fill:none}rect{stroke-width:1.5}'

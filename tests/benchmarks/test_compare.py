@@ -232,8 +232,8 @@ def test_the_most_and_least_certain_images_say_what_they_are(tmp_path, monkeypat
     axes = figures[0].axes
     said = [(ax.get_title(), ax.get_xlabel()) for ax in axes]
     assert [axes[0].get_ylabel(), axes[8].get_ylabel()] == ["most certain", "least certain"]
-    assert said[:2] == [("truck, > 99.9 %", "right"), ("ship, 97.4 %", "right")]
-    assert said[8:10] == [("airplane, 50.0 %", "is truck"), ("automobile, 52.6 %", "right")]
+    assert said[:2] == [("truck\n> 99.9 %", "right"), ("ship\n97.4 %", "right")]
+    assert said[8:10] == [("airplane\n50.0 %", "is truck"), ("automobile\n52.6 %", "right")]
 
 
 def table(runs, columns):
