@@ -1,7 +1,7 @@
 """diffopt: train and sample neural networks with diffusions, as Optax gradient transformations.
 
-- Samplers: `langevin`, `sgld`, `psgld`, `asgld`, `lattice_walk`, `sghmc`, `baoab`, `ubu`, `sgnht`.
-  `replica_exchange` runs any of them at several temperatures, `low_precision` in 16 bits
+- Samplers: `langevin`, `sgld`, `psgld`, `asgld`, `lattice_walk`, `sghmc`, `baoab`, `ubu`, `mclmc`,
+  `sgnht`. `replica_exchange` runs any of them at several temperatures, `low_precision` in 16 bits
   (`exact_params` reads those parameters). `sampler` makes your own.
 - From a loss to a posterior: `find_step_size`, `sample`, then `predictive`, `predictions`,
   `agreement`, `to_arviz`. Priors: `gaussian_prior` (`fan_in_variance`), `hierarchical_prior`.
@@ -49,6 +49,7 @@ from .samplers.hierarchical_prior import HierarchicalPriorState, hierarchical_pr
 from .samplers.langevin import langevin
 from .samplers.lattice_walk import lattice_walk
 from .samplers.low_precision import LowPrecisionState, exact_params, low_precision
+from .samplers.mclmc import MicrocanonicalState, mclmc
 from .samplers.psgld import PreconditionedState, psgld
 from .samplers.replica_exchange import ReplicaState, replica_exchange
 from .samplers.sghmc import sghmc
@@ -77,6 +78,7 @@ __all__ = [
     "Influence",
     "IvonState",
     "LowPrecisionState",
+    "MicrocanonicalState",
     "Noise",
     "NoiseTemperature",
     "PreconditionedState",
@@ -113,6 +115,7 @@ __all__ = [
     "lattice_walk",
     "local_learning_coefficient",
     "low_precision",
+    "mclmc",
     "perturbed",
     "predictions",
     "predictive",

@@ -19,7 +19,7 @@ def test_integer_parameters_are_refused_by_name(name):
 
 OURS = [
     *(diffopt.sgld, diffopt.psgld, diffopt.asgld, diffopt.lattice_walk),
-    *(diffopt.sghmc, diffopt.baoab, diffopt.ubu, diffopt.sgnht),
+    *(diffopt.sghmc, diffopt.baoab, diffopt.ubu, diffopt.mclmc, diffopt.sgnht),
 ]
 GOOD = {make: dict.fromkeys(list(inspect.signature(make).parameters)[:2], 0.1) for make in OURS}
 GOOD[diffopt.langevin] = {"diffusion": 0.1, "learning_rate": 0.1}
@@ -67,6 +67,7 @@ def test_what_is_no_key_is_refused_by_name(make):
         (diffopt.sgnht, "momentum", (1.0, -0.1, float("nan"))),
         (diffopt.baoab, "friction", (-1.0, float("inf"))),
         (diffopt.ubu, "friction", (-1.0, float("inf"))),
+        (diffopt.mclmc, "friction", (-1.0, float("inf"))),
     ],
 )
 def test_other_numbers_are_refused_by_name_and_value(make, name, bad):
