@@ -105,7 +105,7 @@ def mclmc(
       shapes and dtypes of the gradients.
 
     Raises:
-      ValueError: at `init`, there are fewer than two parameters: one has no direction to turn.
+      ValueError: at `init`, there is one parameter alone, with no direction to turn to.
 
     Examples:
       >>> import diffopt, jax, jax.numpy as jnp, optax
@@ -133,11 +133,8 @@ def mclmc(
     check_number("friction", friction)
 
     def init(params: Any, count: jax.Array, key: jax.Array) -> MicrocanonicalState:
-        if count_degrees(params) < 2:
-            raise ValueError(
-                "mclmc turns a velocity and needs two parameters or more, but params have"
-                f" {count_degrees(params)}: take baoab"
-            )
+        if count_degrees(params) == 1:
+            raise ValueError("mclmc turns a velocity, but params have one number alone: take baoab")
         return MicrocanonicalState(count, key, start_velocity(params), jnp.zeros([], jnp.float32))
 
     def step(g: Any, xi: Any, state: MicrocanonicalState) -> tuple[Any, MicrocanonicalState]:
