@@ -133,7 +133,9 @@ SAMPLERS = {
     ),
     "baoab": Sampler(diffopt.baoab, None, lambda h: 1.0),
     "ubu": Sampler(diffopt.ubu, None, lambda h: ubu_covariance(h, 1.0, 1.0, 1.0)[0, 0]),
-    "mclmc": Sampler(diffopt.mclmc, None, None),  # its error goes by the mean curvature: see its law
+    "mclmc": Sampler(
+        diffopt.mclmc, None, None
+    ),  # its error goes by the mean curvature: see its law
     "sgnht": Sampler(diffopt.sgnht, lambda eta: optax.sgd(eta, momentum=0.9), lambda eta: 1.0),
     "lattice_walk": Sampler(diffopt.lattice_walk, optax.sgd, lambda eta: 1.0, tosses=True),
     "low_precision": Sampler(low_precision, optax.sgd, None, "bfloat16"),
