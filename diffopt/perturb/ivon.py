@@ -199,10 +199,7 @@ def ivon(
         with jax.numpy_dtype_promotion("standard"):  # `cast_like` below is meant
             wide = jax.tree.map(lambda g, M: jnp.asarray(g, M.dtype), updates, state.momentum)
             means = jax.tree.map(lambda g, M: b1 * M + (1 - b1) * g, wide, state.momentum)
-            # behind the barrier, or XLA draws ε once more for the moves
-            precision = jax.lax.optimization_barrier(
-                jax.tree.map(learn, state.precision, wide, *xis)
-            )
+            precision = jax.tree.map(learn, state.precision, wide, *xis)
             moves = jax.tree.map(move, wide, means, precision, params)
         count = optax.safe_increment(state.count)
         after = IvonState(count, {noise: next_keys(keys)}, means, precision)
