@@ -1,7 +1,7 @@
 """diffopt: train and sample neural networks with diffusions, as Optax gradient transformations.
 
-- Samplers: `langevin`, `sgld`, `psgld`, `asgld`, `lattice_walk`, `sghmc`, `baoab`, `ubu`, `mclmc`,
-  `sgnht`. `replica_exchange` runs any of them at several temperatures, `low_precision` in 16 bits
+- Samplers: `langevin`, `sgld`, `psgld`, `lattice_walk`, `sghmc`, `baoab`, `ubu`, `mclmc`, `sgnht`.
+  `replica_exchange` runs any of them at several temperatures, `low_precision` in 16 bits
   (`exact_params` reads those parameters). `sampler` makes your own.
 - From a loss to a posterior: `find_step_size`, `sample`, then `predictive`, `predictions`,
   `agreement`, `to_arviz`. Priors: `gaussian_prior` (`fan_in_variance`), `hierarchical_prior`.
@@ -39,7 +39,6 @@ from .run.part import take_part
 from .run.predict import predictions, predictive
 from .run.results import Average, Samples, Temperatures, to_arviz
 from .run.sample import sample
-from .samplers.asgld import AdaptiveDriftState, asgld
 from .samplers.baoab import baoab
 from .samplers.base import SamplerState, sampler
 from .samplers.cyclical import cyclical_schedule, sampling_stage
@@ -66,7 +65,6 @@ from .temperature import (
 )
 
 __all__ = [
-    "AdaptiveDriftState",
     "Agreement",
     "Average",
     "CollectState",
@@ -94,7 +92,6 @@ __all__ = [
     "UnderdampedState",
     "WeightNoiseState",
     "agreement",
-    "asgld",
     "baoab",
     "collect",
     "configurational_temperature",

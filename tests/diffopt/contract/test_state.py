@@ -93,7 +93,6 @@ NEAR_ONE = {  # a momentum, friction or decay that is 1 in bfloat16
     "ubu": lambda: diffopt.ubu(0.3, 0.5, friction=0.003),
     "mclmc": lambda: diffopt.mclmc(0.3, 0.5, friction=0.003),
     "sgnht": lambda: diffopt.sgnht(0.03, 0.5, momentum=0.999),
-    "asgld": lambda: diffopt.asgld(0.03, 0.5, b1=0.999, b2=0.9999),
 }
 
 
