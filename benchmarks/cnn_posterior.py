@@ -4,8 +4,8 @@
 
 1,000 of scikit-learn's 1,797 digits (8 x 8), 300 to stop and to tune by, 497 to test; a network of
 2,746 parameters; each method has 15,000 gradients of batches of 50. The posterior is one call each
-of `find_step_size`, from a network that Adam trained, and of `sample`. Momentum, `asgld` and `ivon`
-are tuned on a further split. A run that was stopped goes on with the seeds that its file lacks.
+of `find_step_size`, from a network that Adam trained, and of `sample`. Momentum and `ivon` are tuned
+on a further split. A run that was stopped goes on with the seeds that its file lacks.
 """
 
 import itertools
@@ -30,11 +30,10 @@ from .lib.models import conv_pool
 N, VALID, BATCH_SIZE = 1000, 300, 50
 STEPS, MEMBERS, WARM, CHAINS = 15_000, 5, 2000, 2
 SNAPSHOTS = 100  # of a run: what early stopping chooses from, and what averages are over
-CYCLES, EXPLORE, TUNING_SEED = 10, 0.5, 100
+TUNING_SEED = 100
 COLDNESS = (1.0, 0.3, 0.1)  # T·N
 TUNED: dict[str, dict[str, tuple[float, ...]]] = {  # grids
     "momentum": {"lr": (0.01, 0.03, 0.1), "decay": (3e-4, 1e-3, 3e-3)},
-    "asgld, cyclical": {"lr": (0.03,), "drift": (0.01, 0.1)},
     "ivon": {"lr": (0.03, 0.1, 0.3), "decay": (1e-4,)},
 }
 
@@ -124,14 +123,6 @@ def momentum(hp: Any) -> Any:
     return optax.chain(optax.add_decayed_weights(hp["decay"]), optax.sgd(hp["lr"], 0.9))
 
 
-def asgld(hp: Any) -> Any:
-    """SGLD with Adam's drift in cycles, under the prior of the posterior."""
-    steps = diffopt.cyclical_schedule(hp["lr"], STEPS // CYCLES)
-    noise = lambda count: diffopt.sampling_stage(STEPS // CYCLES, EXPLORE)(count) / N
-    prior = diffopt.gaussian_prior("fan_in", 1 / N)
-    return optax.chain(prior, diffopt.asgld(steps, noise, drift=hp["drift"]))
-
-
 def ivon(hp: Any) -> Any:
     """Variational inference, its learning rate on a cosine."""
     lr = lambda count: hp["lr"] * (1 + jnp.cos(jnp.pi * count / STEPS)) / 2
@@ -152,20 +143,16 @@ def average(seen: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 def run_tuned(method: str, hp: Any, seed: int, parts: Any) -> dict[str, Any]:
     """What one of the tuned methods predicts."""
-    make = {"momentum": momentum, "asgld, cyclical": asgld, "ivon": ivon}[method]
+    make = {"momentum": momentum, "ivon": ivon}[method]
     numbers = {name: jnp.asarray(value, jnp.float32) for name, value in hp.items()}
     key = jax.random.key(seed)
     (params, state), seen = train(make, numbers, initial(seed), key, STEPS, parts)
     if method == "momentum":
         last = jax.tree.map(lambda x: x[-1], seen)
         return {"momentum, the last": last, "momentum, averaged": average(seen)}
-    if method == "ivon":
-        draw = lambda key: predict(parts, diffopt.perturbed(params, state, key))
-        each = jax.lax.map(draw, jax.random.split(jax.random.fold_in(key, 1), SNAPSHOTS))
-        return {method: jax.tree.map(lambda x: x.mean(0), each)}
-    count = np.arange(1, SNAPSHOTS + 1) * (STEPS // SNAPSHOTS) - 1
-    kept = np.asarray(jax.vmap(diffopt.sampling_stage(STEPS // CYCLES, EXPLORE))(count)) > 0
-    return {method: jax.tree.map(lambda x: x[kept].mean(0), seen)}
+    draw = lambda key: predict(parts, diffopt.perturbed(params, state, key))
+    each = jax.lax.map(draw, jax.random.split(jax.random.fold_in(key, 1), SNAPSHOTS))
+    return {method: jax.tree.map(lambda x: x.mean(0), each)}
 
 
 def run_adam(seed: int, parts: Any) -> dict[str, Any]:

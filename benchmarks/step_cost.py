@@ -78,7 +78,6 @@ def methods(shapes: Any) -> dict[str, Start]:
         "optax.adam": optax.adam(lr),
         "sgld": sgld,
         "lattice_walk": diffopt.lattice_walk(lr, T),
-        "asgld": diffopt.asgld(lr, T),
         "chain(hierarchical_prior, sgld)": optax.chain(diffopt.hierarchical_prior(T), sgld),
     }
     perturbing = {

@@ -1,6 +1,6 @@
 """diffopt: train and sample neural networks with diffusions, as Optax gradient transformations.
 
-- Samplers: `langevin`, `sgld`, `psgld`, `asgld`, `lattice_walk`, `sghmc`, `baoab`, `ubu`, `sgnht`.
+- Samplers: `langevin`, `sgld`, `psgld`, `lattice_walk`, `sghmc`, `baoab`, `ubu`, `mclmc`, `sgnht`.
   `replica_exchange` runs any of them at several temperatures, `low_precision` in 16 bits
   (`exact_params` reads those parameters). `sampler` makes your own.
 - From a loss to a posterior: `find_step_size`, `sample`, then `predictive`, `predictions`,
@@ -39,7 +39,6 @@ from .run.part import take_part
 from .run.predict import predictions, predictive
 from .run.results import Average, Samples, Temperatures, to_arviz
 from .run.sample import sample
-from .samplers.asgld import AdaptiveDriftState, asgld
 from .samplers.baoab import baoab
 from .samplers.base import SamplerState, sampler
 from .samplers.cyclical import cyclical_schedule, sampling_stage
@@ -49,6 +48,7 @@ from .samplers.hierarchical_prior import HierarchicalPriorState, hierarchical_pr
 from .samplers.langevin import langevin
 from .samplers.lattice_walk import lattice_walk
 from .samplers.low_precision import LowPrecisionState, exact_params, low_precision
+from .samplers.mclmc import MicrocanonicalState, mclmc
 from .samplers.psgld import PreconditionedState, psgld
 from .samplers.replica_exchange import ReplicaState, replica_exchange
 from .samplers.sghmc import sghmc
@@ -65,7 +65,6 @@ from .temperature import (
 )
 
 __all__ = [
-    "AdaptiveDriftState",
     "Agreement",
     "Average",
     "CollectState",
@@ -77,6 +76,7 @@ __all__ = [
     "Influence",
     "IvonState",
     "LowPrecisionState",
+    "MicrocanonicalState",
     "Noise",
     "NoiseTemperature",
     "PreconditionedState",
@@ -92,7 +92,6 @@ __all__ = [
     "UnderdampedState",
     "WeightNoiseState",
     "agreement",
-    "asgld",
     "baoab",
     "collect",
     "configurational_temperature",
@@ -113,6 +112,7 @@ __all__ = [
     "lattice_walk",
     "local_learning_coefficient",
     "low_precision",
+    "mclmc",
     "perturbed",
     "predictions",
     "predictive",

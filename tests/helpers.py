@@ -66,17 +66,6 @@ def low_precision(step_size, temperature, *, key=0, noise="gaussian"):
     )
 
 
-def sgd_and_adam(learning_rate, drift=0.01, **keywords):
-    """The sum of the updates of SGD and of Adam, whose step is `drift` times as long."""
-    both = optax.sgd(learning_rate), optax.adam(learning_rate * drift, **keywords)
-
-    def update(grads, states, params=None):
-        pairs = [tx.update(grads, s, params) for tx, s in zip(both, states, strict=True)]
-        return jax.tree.map(jnp.add, *(u for u, _ in pairs)), tuple(s for _, s in pairs)
-
-    return optax.GradientTransformation(lambda p: tuple(tx.init(p) for tx in both), update)
-
-
 def ubu_covariance(h, k, friction, temperature, end=False):
     """Stationary covariance of (θ, v) on kθ²/2, at UBU's gradients or at the ends of its steps."""
 
@@ -123,16 +112,12 @@ SAMPLERS = {
         lambda eta: optax.rmsprop(eta, decay=0.99, eps=1e-5, eps_in_sqrt=False),
         None,  # biased: see its law
     ),
-    "asgld": Sampler(
-        diffopt.asgld,
-        sgd_and_adam,
-        None,  # colder than exp(-L/T): see its law
-    ),
     "sghmc": Sampler(
         diffopt.sghmc, lambda eta: optax.sgd(eta, momentum=0.9), lambda eta: 1 / (1 - eta / 3.8)
     ),
     "baoab": Sampler(diffopt.baoab, None, lambda h: 1.0),
     "ubu": Sampler(diffopt.ubu, None, lambda h: ubu_covariance(h, 1.0, 1.0, 1.0)[0, 0]),
+    "mclmc": Sampler(diffopt.mclmc, None, None),  # off T by the mean curvature: see its law
     "sgnht": Sampler(diffopt.sgnht, lambda eta: optax.sgd(eta, momentum=0.9), lambda eta: 1.0),
     "lattice_walk": Sampler(diffopt.lattice_walk, optax.sgd, lambda eta: 1.0, tosses=True),
     "low_precision": Sampler(low_precision, optax.sgd, None, "bfloat16"),

@@ -96,7 +96,8 @@ def probe_sampler(sampler: Sampler, params: Params, temperature: float) -> tuple
             np.asarray(x) for x in jax.tree.leaves(compile_program(probe, *operands)(*operands))
         ]
     largest = max((x[0].max() for x in rows if x.size), default=0.0)
-    if not all(np.isfinite(x[0]).all() for x in rows):
+    finite = all(np.isfinite(x[0]).all() for x in rows)
+    if not finite or (not largest > 0 and any(x[1].any() for x in rows)):  # it has no T = 0
         response = [np.ones(x.shape[1:], np.float32) for x in rows]
     elif not largest > 0:
         raise ValueError("sampler moves no parameter down its gradient")

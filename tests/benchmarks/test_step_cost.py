@@ -35,7 +35,7 @@ def test_a_row_for_each_method(monkeypatch, tmp_path):
     assert step_cost.main(arguments) == 0
     rows = {row["optimizer"]: row for row in json.loads(file.read_text())["rows"]}
     assert tuple(rows) == tuple(step_cost.methods({"w": (50, 2), "b": (2,)}))
-    assert {"optax.adam", "asgld", "lattice_walk", "ivon"} < set(rows)
+    assert {"optax.adam", "lattice_walk", "ivon"} < set(rows)
     assert all(row["ns_per_parameter"] > 0 for row in rows.values())
 
 

@@ -18,8 +18,8 @@ def test_integer_parameters_are_refused_by_name(name):
 
 
 OURS = [
-    *(diffopt.sgld, diffopt.psgld, diffopt.asgld, diffopt.lattice_walk),
-    *(diffopt.sghmc, diffopt.baoab, diffopt.ubu, diffopt.sgnht),
+    *(diffopt.sgld, diffopt.psgld, diffopt.lattice_walk),
+    *(diffopt.sghmc, diffopt.baoab, diffopt.ubu, diffopt.mclmc, diffopt.sgnht),
 ]
 GOOD = {make: dict.fromkeys(list(inspect.signature(make).parameters)[:2], 0.1) for make in OURS}
 GOOD[diffopt.langevin] = {"diffusion": 0.1, "learning_rate": 0.1}
@@ -60,13 +60,11 @@ def test_what_is_no_key_is_refused_by_name(make):
     [
         (diffopt.psgld, "decay", (1.0, -0.1)),
         (diffopt.psgld, "eps", (0.0, -1.0)),
-        (diffopt.asgld, "b1", (1.0, -0.1)),
-        (diffopt.asgld, "b2", (1.0, -0.1)),
-        (diffopt.asgld, "eps", (0.0, -1.0)),
         (diffopt.sghmc, "momentum", (1.0, -0.1, float("nan"))),
         (diffopt.sgnht, "momentum", (1.0, -0.1, float("nan"))),
         (diffopt.baoab, "friction", (-1.0, float("inf"))),
         (diffopt.ubu, "friction", (-1.0, float("inf"))),
+        (diffopt.mclmc, "friction", (-1.0, float("inf"))),
     ],
 )
 def test_other_numbers_are_refused_by_name_and_value(make, name, bad):
