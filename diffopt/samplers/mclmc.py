@@ -74,10 +74,10 @@ def mclmc(
     not blow up: no step is longer than h√(dT), and the chain is too warm.
 
     At the same h and γ a chain of `baoab` mixes as fast where the curvature is even, and has no
-    error on a quadratic. The gains are two. `find_step_size` finds longer steps: this gave 1.7 to 2.6
-    times the effective samples of `baoab` per gradient, both at a friction of 0.1, on eight schools,
-    a regression and a small network (`docs/results/posterior.md`). And where the curvature varies,
-    it takes long steps at a low friction, at which `baoab` gets stuck.
+    error on a quadratic. The gains are two. `find_step_size` finds longer steps: this gave 1.7 to
+    2.6 times the effective samples of `baoab` per gradient, both at a friction of 0.1, on eight
+    schools, a regression and a small network (`docs/results/posterior.md`). And where the
+    curvature varies, it takes long steps at a low friction, at which `baoab` gets stuck.
 
     Noise in the gradients turns u too and does not heat it: in many dimensions noise of the same
     variance in every direction is more friction and leaves the law as it is. Real minibatches are
