@@ -4,8 +4,8 @@
 
 1,000 of scikit-learn's 1,797 digits (8 x 8), 300 to stop and to tune by, 497 to test; a network of
 2,746 parameters; each method has 15,000 gradients of batches of 50. The posterior is one call each
-of `find_step_size`, from a network that Adam trained, and of `sample`. Momentum and `ivon` are tuned
-on a further split. A run that was stopped goes on with the seeds that its file lacks.
+of `find_step_size`, from a network that Adam trained, and of `sample`. Momentum and `ivon` are
+tuned on a further split. A run that was stopped goes on with the seeds that its file lacks.
 """
 
 import itertools
