@@ -200,8 +200,9 @@ def limits(operations: float) -> dict[str, float]:
 
 def plot_costs(rows: list[dict], parameters: int, operations: float, path: Path) -> None:
     """Bytes, CPU time and the model."""
-    size = (plots.WIDTH, 12)
-    figure, (left, middle, right) = plt.subplots(3, 1, figsize=size, layout="constrained")
+    figure, (left, middle, right) = plt.subplots(
+        3, 1, figsize=(plots.WIDTH, 12), layout="constrained"
+    )
     counts = sorted({row["devices"] for row in rows})
     n = np.linspace(1, max(counts))
     left.plot(n, 8 * (n - 1) / n, color=plots.LIGHT, label="8 (n - 1) / n")
