@@ -20,12 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from scipy.stats import permutation_test, sem
 from sklearn.datasets import load_digits
 
 import diffopt
 
 from .lib import cli, data, files, machine, scores
 from .lib.models import conv_pool
+from .lib.tables import Tables, load, markdown, origin
 
 N, VALID, BATCH_SIZE = 1000, 300, 50
 STEPS, MEMBERS, WARM, CHAINS = 15_000, 5, 2000, 2
@@ -259,6 +261,53 @@ def main(argv: list[str] | None = None) -> None:
         spent = {"cpu_seconds": before + time.process_time()}
         files.write_json(file, result | about | spent)
     print(f"Wrote {file}")
+
+
+COLUMNS = {"accuracy": 4, "nll": 4, "ece": 4, "auroc_photographs": 3, "auroc_turned": 3}
+RIVALS = ("Adam, early stopping", f"ensemble of {MEMBERS}", "momentum, averaged")
+
+
+def tables() -> Tables:
+    """The scores of all methods, and how the posterior compares with three of them."""
+    return {"cnn_posterior": score_table, "cnn_posterior_pairs": pair_table}
+
+
+def score_table() -> str:
+    """Means over seeds and their standard errors."""
+    result = load("cnn_posterior.json")
+    rows = []
+    for method, each in result["rows"].items():
+        values = {name: [row[name] for row in each] for name in COLUMNS}
+        cells = [
+            f"{np.mean(v):.{COLUMNS[k]}f} ± {sem(v):.{COLUMNS[k]}f}" for k, v in values.items()
+        ]
+        told = result["runs"].get(method, [])
+        seconds = f"{np.median([run['seconds'] for run in told]):.0f}" if told else ""
+        rows.append([method, *cells, f"{STEPS:,}", seconds])
+    head = [
+        "",
+        "accuracy",
+        "NLL",
+        "calibration error",
+        "AUROC, photographs",
+        "AUROC, turned digits",
+    ]
+    where = origin("cnn_posterior.json", result["machine"], result["command"])
+    return markdown([*head, "gradients", "seconds"], rows) + where
+
+
+def pair_table() -> str:
+    """The posteriors' NLL less a rival's on the same seeds, its standard error and p."""
+    rows = load("cnn_posterior.json")["rows"]
+    nll = {method: np.array([row["nll"] for row in each]) for method, each in rows.items()}
+
+    def cell(difference: np.ndarray) -> str:
+        p = permutation_test((difference,), np.mean, permutation_type="samples").pvalue
+        return f"{difference.mean():+.4f} ± {sem(difference):.4f}, {p:.1g}"
+
+    posteriors = [method for method in nll if method.startswith("posterior")]
+    head = ["NLL less that of", *RIVALS]
+    return markdown(head, ([m, *(cell(nll[m] - nll[r]) for r in RIVALS)] for m in posteriors))
 
 
 if __name__ == "__main__":
