@@ -68,8 +68,8 @@ def agreement(
         left out.
 
     Raises:
-      ValueError: there are fewer than 4 draws of a chain, no chain is left, or a draw is not
-        finite.
+      ValueError: there are fewer than 4 draws of a chain, no chain is left, a draw is not finite,
+        or a value of `fn` is NaN or complex.
       TypeError: as `predictive`.
 
     Examples:
@@ -104,8 +104,14 @@ def agreement(
         raise ValueError("samples must be finite: leave out the chains that are not")
 
     def measure(x: Any) -> tuple[np.ndarray, np.ndarray]:
+        if np.iscomplexobj(x):
+            raise ValueError(f"fn must give real numbers, got {x.dtype}")
         x = np.asarray(x, np.float64)
         columns = x.reshape(chains, draws, -1)
+        wrong = np.argwhere(np.isnan(columns).any(-1))
+        if len(wrong):
+            first = "chain {}, draw {}".format(*wrong[0])
+            raise ValueError(f"fn is NaN at {len(wrong)} of {chains * draws} draws, first {first}")
         rhat, ess = _agree(columns)
         return rhat.reshape(x.shape[1:]), ess.reshape(x.shape[1:])
 
