@@ -69,7 +69,7 @@ def agreement(
 
     Raises:
       ValueError: there are fewer than 4 draws of a chain, no chain is left, a draw is not finite,
-        or a value of `fn` is NaN or complex.
+        or `fn` gives no number, one that is complex, or NaN.
       TypeError: as `predictive`.
 
     Examples:
@@ -106,6 +106,8 @@ def agreement(
     def measure(x: Any) -> tuple[np.ndarray, np.ndarray]:
         if np.iscomplexobj(x):
             raise ValueError(f"fn must give real numbers, got {x.dtype}")
+        if not x.size:
+            raise ValueError(f"fn must give numbers, got an array of shape {x.shape[1:]}")
         x = np.asarray(x, np.float64)
         columns = x.reshape(chains, draws, -1)
         wrong = np.argwhere(np.isnan(columns).any(-1))
@@ -119,8 +121,9 @@ def agreement(
     rhat, ess = jax.tree.transpose(jax.tree.structure(values), jax.tree.structure((0, 0)), found)
     every = np.concatenate([np.ravel(x) for x in jax.tree.leaves(rhat)])
     if (every > LARGE).mean() > SHARE:
+        who = "chains" if chains > 1 else "the halves of the chain"
         warnings.warn(
-            f"chains do not agree: R-hat is above {LARGE} at {(every > LARGE).sum()} of"
+            f"{who} do not agree: R-hat is above {LARGE} at {(every > LARGE).sum()} of"
             f" {every.size} numbers, and {every.max():.3g} at most. Run longer, or with a longer"
             " burn_in",
             stacklevel=2,

@@ -96,6 +96,10 @@ def test_what_cannot_be_compared_is_refused():
     draws = jnp.arange(10.0).reshape(2, 5)
     with pytest.raises(ValueError, match="fn is NaN at 2 of 10 draws, first chain 1, draw 3"):
         diffopt.agreement(lambda p: jnp.where(p > 7, jnp.nan, p), draws)
+    with pytest.raises(ValueError, match="fn must give numbers, got an array of shape .0,."):
+        diffopt.agreement(lambda p: jnp.zeros(0), draws)
+    with pytest.warns(UserWarning, match="the halves of the chain do not agree"):
+        diffopt.agreement(same, jnp.arange(20.0)[None])
     with pytest.raises(ValueError, match="fn must give real numbers, got complex64"):
         diffopt.agreement(lambda p: 1j * p, draws)
     with pytest.raises(TypeError, match="fn must be a function"):
