@@ -145,9 +145,9 @@ def main(argv: list[str] | None = None) -> None:
     about = machine.describe()
     print(machine.line(about))
     config = {"steps": args.steps, "rounds": args.rounds, "batch_size": BATCH_SIZE, "every": EVERY}
-    command = "python -m benchmarks.sample_cost"
-    result = {"command": command, "config": config, "machine": about}
-    result["microseconds_per_step"] = rows
+    command = f"python -m benchmarks.sample_cost --rounds {args.rounds}"
+    about_run = {"command": command, "config": config, "machine": about}
+    result = about_run | {"microseconds_per_step": rows}
     files.write_json(out / "sample_cost.json", result)
     print(f"Wrote {out / 'sample_cost.json'}")
 

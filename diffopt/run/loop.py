@@ -336,8 +336,9 @@ def advance(
             return Carry(after, state_after, kept, nonfinite), meter
 
         def run_epoch(done_carry_and_meter: Any) -> tuple[jax.Array, Carry, Meter]:
-            """To the end of the epoch, which holds for all its steps."""
+            """The steps to the end of the epoch, or of the chunk: one order serves them all."""
             done, carry, meter = done_carry_and_meter
+            assert plan.batch_size is not None
             epoch = renew_epoch(carry.state.epoch, plan.batch_size)
             carry = carry._replace(state=carry.state._replace(epoch=epoch))
             end = jnp.minimum(done + count_left(epoch, plan.batch_size), length)
