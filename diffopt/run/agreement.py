@@ -69,7 +69,7 @@ def agreement(
 
     Raises:
       ValueError: there are fewer than 4 draws of a chain, no chain is left, a draw is not finite,
-        or `fn` gives no number, one that is complex, or NaN.
+        or `fn` gives a number that is complex or NaN.
       TypeError: as `predictive`.
 
     Examples:
@@ -106,8 +106,6 @@ def agreement(
     def measure(x: Any) -> tuple[np.ndarray, np.ndarray]:
         if np.iscomplexobj(x):
             raise ValueError(f"fn must give real numbers, got {x.dtype}")
-        if not x.size:
-            raise ValueError(f"fn must give numbers, got an array of shape {x.shape[1:]}")
         x = np.asarray(x, np.float64)
         columns = x.reshape(chains, draws, -1)
         wrong = np.argwhere(np.isnan(columns).any(-1))
