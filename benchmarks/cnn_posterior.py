@@ -5,7 +5,7 @@
 1,000 of scikit-learn's 1,797 digits (8 x 8), 300 to stop and to tune by, 497 to test; a network of
 2,746 parameters; each method has 15,000 gradients of batches of 50. The posterior is one call each
 of `find_step_size`, from a network that Adam trained, and of `sample`. Momentum and `ivon` are
-tuned on a further split. A run that was stopped goes on with the seeds that its file lacks.
+tuned on a further split. A run that was stopped goes on with what its file lacks.
 """
 
 import itertools
@@ -20,22 +20,31 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from scipy.stats import permutation_test, sem
 from sklearn.datasets import load_digits
 
 import diffopt
 
 from .lib import cli, data, files, machine, scores
 from .lib.models import conv_pool
+from .lib.tables import Tables, load, markdown, origin
 
 N, VALID, BATCH_SIZE = 1000, 300, 50
 STEPS, MEMBERS, WARM, CHAINS = 15_000, 5, 2000, 2
 SNAPSHOTS = 100  # of a run: what early stopping chooses from, and what averages are over
 TUNING_SEED = 100
-COLDNESS = (1.0, 0.3, 0.1)  # T·N
+POSTERIORS = {  # T·N, c of the prior's variance c/fan-in, and the gradients of Adam before
+    "posterior": (1.0, 2.0, WARM),
+    "posterior, T = 0.3/N": (0.3, 2.0, WARM),
+    "posterior, T = 0.1/N": (0.1, 2.0, WARM),
+    "posterior, prior of 30/fan-in": (1.0, 30.0, 500),
+}
 TUNED: dict[str, dict[str, tuple[float, ...]]] = {  # grids
     "momentum": {"lr": (0.01, 0.03, 0.1), "decay": (3e-4, 1e-3, 3e-3)},
     "ivon": {"lr": (0.03, 0.1, 0.3), "decay": (1e-4,)},
 }
+COLUMNS = {"accuracy": 4, "nll": 4, "ece": 4, "auroc_photographs": 3, "auroc_turned": 3}
+RIVALS = ("Adam, early stopping", f"ensemble of {MEMBERS}", "momentum, averaged")
 
 
 class Network(nnx.Module):
@@ -168,32 +177,29 @@ def run_adam(seed: int, parts: Any) -> dict[str, Any]:
     return {"Adam, early stopping": stop_early(seen, parts), f"ensemble of {MEMBERS}": ensemble}
 
 
-def run_posterior(seed: int, parts: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Averages over posteriors of several temperatures, and what was found on the way."""
+def run_posterior(name: str, seed: int, parts: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The averages of a posterior, and what was found on the way."""
+    cold, scale, warm = POSTERIORS[name]
+    T, began = cold / N, time.perf_counter()
     examples = jax.tree.map(jnp.asarray, parts["train"])
-    (trained, _), _ = train(adam, None, initial(seed), jax.random.key(seed), WARM, parts)
-    found, told = {}, {}
-    for cold in COLDNESS:
-        T, began = cold / N, time.perf_counter()
-        step_size, report = diffopt.find_step_size(
-            diffopt.sghmc, loss, trained, examples, temperature=T, batch_size=BATCH_SIZE, key=seed
-        )
-        tx = optax.chain(diffopt.gaussian_prior("fan_in", T), diffopt.sghmc(step_size, T))
-        steps = (STEPS - WARM - report.gradients) // CHAINS
-        samples = diffopt.sample(
-            tx, loss, trained, examples, num_steps=steps, num_chains=CHAINS, burn_in=steps // 5,
-            every=steps // SNAPSHOTS, batch_size=BATCH_SIZE, key=seed,
-            transform=partial(predict, parts),
-        )  # fmt: skip
-        name = "posterior" if cold == 1 else f"posterior, T = {cold}/N"
-        found[name] = jax.tree.map(lambda x: x.mean((0, 1)), samples.draws)
-        told[name] = {
-            "step_size": step_size,
-            "gradients": WARM + report.gradients + steps * CHAINS,
-            "seconds": time.perf_counter() - began,
-            "temperature": float(samples.temperatures.average().kinetic.mean) / T,
-        }
-    return found, told
+    (trained, _), _ = train(adam, None, initial(seed), jax.random.key(seed), warm, parts)
+    step_size, report = diffopt.find_step_size(
+        diffopt.sghmc, loss, trained, examples, temperature=T, batch_size=BATCH_SIZE, key=seed
+    )
+    prior = diffopt.gaussian_prior(diffopt.fan_in_variance(trained, scale), T)
+    tx = optax.chain(prior, diffopt.sghmc(step_size, T))
+    steps = (STEPS - warm - report.gradients) // CHAINS
+    samples = diffopt.sample(
+        tx, loss, trained, examples, num_steps=steps, num_chains=CHAINS, burn_in=steps // 5,
+        every=steps // SNAPSHOTS, batch_size=BATCH_SIZE, key=seed,
+        transform=partial(predict, parts),
+    )  # fmt: skip
+    return jax.tree.map(lambda x: x.mean((0, 1)), samples.draws), {
+        "step_size": step_size,
+        "gradients": warm + report.gradients + steps * CHAINS,
+        "seconds": time.perf_counter() - began,
+        "temperature": float(samples.temperatures.average().kinetic.mean) / T,
+    }
 
 
 def score(probs: dict[str, jax.Array], parts: Any) -> dict[str, float]:
@@ -229,23 +235,72 @@ def main(argv: list[str] | None = None) -> None:
         settings = {method: tune(method, grid) for method, grid in TUNED.items()}
         result = {"settings": settings, "cpu_seconds": 0.0, "runs": {}, "rows": {}}
     rows, runs, before = result["rows"], result["runs"], result["cpu_seconds"]
-    done = min(map(len, rows.values()), default=0)
     command = f"python -m benchmarks.cnn_posterior --seeds {args.seeds}"
-    for seed in range(done, args.seeds):
-        parts = split(seed)
-        found, told = run_posterior(seed, parts)
-        found |= run_adam(seed, parts)
+    for seed in range(args.seeds):
+        done = {name for name, each in rows.items() if len(each) > seed}
+        parts, found, told = split(seed), {}, {}
+        for name in [name for name in POSTERIORS if name not in done]:
+            found[name], told[name] = run_posterior(name, seed, parts)
+        if RIVALS[0] not in done:
+            found |= run_adam(seed, parts)
         for method, hp in result["settings"].items():
-            found |= run_tuned(method, hp, seed, parts)
+            if not done & {method, f"{method}, averaged"}:
+                found |= run_tuned(method, hp, seed, parts)
+        if not found:
+            continue
         for name, probs in found.items():
             rows.setdefault(name, []).append(score(probs, parts))
         for name, numbers in told.items():
             runs.setdefault(name, []).append(numbers)
-        print(seed, {name: round(each[-1]["nll"], 4) for name, each in rows.items()}, flush=True)
+        print(seed, {name: round(rows[name][-1]["nll"], 4) for name in found}, flush=True)
         about = {"command": command, "machine": machine.describe()}
         spent = {"cpu_seconds": before + time.process_time()}
         files.write_json(file, result | about | spent)
     print(f"Wrote {file}")
+
+
+def tables() -> Tables:
+    """The scores of all methods, and how the posterior compares with three of them."""
+    return {"cnn_posterior": score_table, "cnn_posterior_pairs": pair_table}
+
+
+def score_table() -> str:
+    """Means over seeds and their standard errors."""
+    result = load("cnn_posterior.json")
+    rows = []
+    rivals = [method for method in result["rows"] if method not in POSTERIORS]
+    for method in (*POSTERIORS, *rivals):
+        each = result["rows"][method]
+        values = {name: [row[name] for row in each] for name in COLUMNS}
+        cells = [
+            f"{np.mean(v):.{COLUMNS[k]}f} ± {sem(v):.{COLUMNS[k]}f}" for k, v in values.items()
+        ]
+        told = result["runs"].get(method, [])
+        seconds = f"{np.median([run['seconds'] for run in told]):.0f}" if told else ""
+        rows.append([method, *cells, f"{STEPS:,}", seconds])
+    head = [
+        "",
+        "accuracy",
+        "NLL",
+        "calibration error",
+        "AUROC, photographs",
+        "AUROC, turned digits",
+    ]
+    where = origin("cnn_posterior.json", result["machine"], result["command"])
+    return markdown([*head, "gradients", "seconds"], rows) + where
+
+
+def pair_table() -> str:
+    """The posteriors' NLL less a rival's on the same seeds, its standard error and p."""
+    rows = load("cnn_posterior.json")["rows"]
+    nll = {method: np.array([row["nll"] for row in each]) for method, each in rows.items()}
+
+    def cell(difference: np.ndarray) -> str:
+        p = permutation_test((difference,), np.mean, permutation_type="samples").pvalue
+        return f"{difference.mean():+.4f} ± {sem(difference):.4f}, {p:.1g}"
+
+    head = ["NLL less that of", *RIVALS]
+    return markdown(head, ([m, *(cell(nll[m] - nll[r]) for r in RIVALS)] for m in POSTERIORS))
 
 
 if __name__ == "__main__":

@@ -4,18 +4,20 @@
 
 Chains of a network of 64-32-10 neurons on scikit-learn's digits, with batches of 32 and
 `diffopt.sghmc`. The bare loop is a scan of vmapped gradients and updates on batches drawn with
-replacement; it keeps nothing and measures nothing. The loops take turns; the median is reported.
+replacement; it keeps nothing and measures nothing. `sample` keeps one draw in ten. A call of it
+traces the functions it is given, however many steps follow, so a step is what five times the steps
+take longer. The loops take turns; medians are reported.
 """
 
 import contextlib
 import io
-import statistics
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from sklearn.datasets import load_digits
 
@@ -25,6 +27,8 @@ from .lib import cli, files, machine, timing
 from .lib.tables import Tables, load, markdown, origin
 
 BATCH_SIZE, LEARNING_RATE, TEMPERATURE = 32, 0.01, 1 / 1797
+EVERY, LONGER = 10, 5
+WAYS = ("bare loop", "sample", "sample with progress")
 
 
 def mean_loss(params: Any, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -72,7 +76,7 @@ def programs(num_chains: int, steps: int) -> dict[str, Callable[[], Any]]:
             return diffopt.sample(
                 tx, mean_loss, params, data,
                 num_steps=steps, num_chains=num_chains, batch_size=BATCH_SIZE,
-                burn_in=steps // 2, every=max(1, steps // 20), progress=progress,
+                every=EVERY, progress=progress,
             ).params  # fmt: skip
 
     return {
@@ -92,46 +96,58 @@ def tables() -> Tables:
 def cost_table() -> str:
     """What `sample` costs beside a bare loop, and what its bar adds."""
     result = load("sample_cost.json")
-    ways = ("bare loop", "sample", "sample with progress")
-    rows = (
-        [str(row["chains"]), *(f"{row[way]:.0f}" for way in ways), f"{row['progress']:.3f}"]
-        for row in result["microseconds_per_step"]
-    )
-    head = ["chains", *ways, "with progress over without, median of pairs"]
-    return markdown(head, rows) + origin(
-        "sample_cost.json", result["machine"], "python -m benchmarks.sample_cost"
-    )
+    rows = []
+    for row in result["microseconds_per_step"]:
+        cells = [str(row["chains"]), *(f"{row[way]:.0f}" for way in WAYS)]
+        ratios = [f"{row[name]:.2f}" for name in ("over_bare", "progress")]
+        rows.append([*cells, *ratios, f"{row['seconds_of_a_call']:.1f}"])
+    head = ["chains", *WAYS, "sample over bare", "progress over without", "seconds before, a call"]
+    return markdown(head, rows) + origin("sample_cost.json", result["machine"], result["command"])
 
 
 @cli.program("sample_cost")
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, measure, show."""
     parser = cli.parser("sample_cost", __doc__)
-    parser.add_argument("--steps", type=cli.at_least_one, default=2000, help="default %(default)s")
+    parser.add_argument(
+        "--steps", type=cli.at_least_one, nargs="+", default=(10_000, 250), metavar="N",
+        help="for each number of chains, default %(default)s",
+    )  # fmt: skip
     parser.add_argument("--rounds", type=cli.at_least_one, default=7, help="default %(default)s")
     parser.add_argument("--chains", type=cli.at_least_one, nargs="+", default=(1, 64), metavar="N")
     args = parser.parse_args(argv)
     cli.require_unique("--chains", args.chains)
+    if len(args.steps) != len(args.chains):
+        parser.error(f"--steps: {len(args.steps)} numbers for {len(args.chains)} of chains")
     out = cli.make_folder(args.out)
 
     rows = []
-    for num_chains in args.chains:
-        ways = programs(num_chains, args.steps)
-        runs = {way: timing.make_run(program) for way, program in ways.items()}
+    for num_chains, steps in zip(args.chains, args.steps, strict=True):
+        runs = {
+            (way, number): timing.make_run(program)
+            for number in (steps, LONGER * steps)
+            for way, program in programs(num_chains, number).items()
+        }
         timing.time_in_turn(runs, 1)  # compiles
-        times = timing.time_in_turn(runs, args.rounds)
-        row = {way: 1e6 * statistics.median(t) / args.steps for way, t in times.items()}
-        over = [b / a for a, b in zip(times["sample"], times["sample with progress"], strict=True)]
-        rows.append({"chains": num_chains} | row | {"progress": statistics.median(over)})
+        times = {at: np.array(t) for at, t in timing.time_in_turn(runs, args.rounds).items()}
+        scale = 1e6 / ((LONGER - 1) * steps)
+        each = {w: scale * (times[w, LONGER * steps] - times[w, steps]) for w in WAYS}
+        row = {way: float(np.median(values)) for way, values in each.items()}
+        before = np.median(times["sample", steps]) - 1e-6 * steps * row["sample"]
+        bare, quiet, shown = each.values()
+        row |= {"over_bare": float(np.median(quiet / bare)), "seconds_of_a_call": float(before)}
+        row |= {"progress": float(np.median(shown / quiet))}
+        rows.append({"chains": num_chains} | row)
         print(
             f"{num_chains} chains, µs a step: "
-            + ", ".join(f"{way} {value:.1f}" for way, value in row.items())
-            + f"; with progress / without {rows[-1]['progress']:.3f}"
+            + ", ".join(f"{name} {value:.2f}" for name, value in row.items())
         )
     about = machine.describe()
     print(machine.line(about))
-    config = {"steps": args.steps, "rounds": args.rounds, "batch_size": BATCH_SIZE}
-    result = {"config": config, "machine": about, "microseconds_per_step": rows}
+    config = {"steps": args.steps, "rounds": args.rounds, "batch_size": BATCH_SIZE, "every": EVERY}
+    command = f"python -m benchmarks.sample_cost --rounds {args.rounds}"
+    about_run = {"command": command, "config": config, "machine": about}
+    result = about_run | {"microseconds_per_step": rows}
     files.write_json(out / "sample_cost.json", result)
     print(f"Wrote {out / 'sample_cost.json'}")
 

@@ -68,8 +68,8 @@ def agreement(
         left out.
 
     Raises:
-      ValueError: there are fewer than 4 draws of a chain, no chain is left, or a draw is not
-        finite.
+      ValueError: there are fewer than 4 draws of a chain, no chain is left, a draw is not finite,
+        or `fn` gives a number that is complex or NaN.
       TypeError: as `predictive`.
 
     Examples:
@@ -104,8 +104,14 @@ def agreement(
         raise ValueError("samples must be finite: leave out the chains that are not")
 
     def measure(x: Any) -> tuple[np.ndarray, np.ndarray]:
+        if np.iscomplexobj(x):
+            raise ValueError(f"fn must give real numbers, got {x.dtype}")
         x = np.asarray(x, np.float64)
         columns = x.reshape(chains, draws, -1)
+        wrong = np.argwhere(np.isnan(columns).any(-1))
+        if len(wrong):
+            first = "chain {}, draw {}".format(*wrong[0])
+            raise ValueError(f"fn is NaN at {len(wrong)} of {chains * draws} draws, first {first}")
         rhat, ess = _agree(columns)
         return rhat.reshape(x.shape[1:]), ess.reshape(x.shape[1:])
 
@@ -113,8 +119,9 @@ def agreement(
     rhat, ess = jax.tree.transpose(jax.tree.structure(values), jax.tree.structure((0, 0)), found)
     every = np.concatenate([np.ravel(x) for x in jax.tree.leaves(rhat)])
     if (every > LARGE).mean() > SHARE:
+        who = "chains" if chains > 1 else "the halves of the chain"
         warnings.warn(
-            f"chains do not agree: R-hat is above {LARGE} at {(every > LARGE).sum()} of"
+            f"{who} do not agree: R-hat is above {LARGE} at {(every > LARGE).sum()} of"
             f" {every.size} numbers, and {every.max():.3g} at most. Run longer, or with a longer"
             " burn_in",
             stacklevel=2,

@@ -62,27 +62,45 @@ def start_epoch(num_examples: int, key: jax.Array) -> Epoch:
     return Epoch(key, order, jnp.zeros([], jnp.int32))
 
 
-def next_batch(epoch: Epoch, chains: jax.Array, batch_size: int) -> tuple[Epoch, jax.Array]:
-    """The examples of the next batch of each of `chains`, `[chain, example]`.
-
-    One order serves all chains, as a sort for each would cost more than the step of a small model.
-    Each begins at a random place, so that two batches overlap as two independent ones on average.
-    """
-    (number,) = epoch.order.shape
+def renew_epoch(epoch: Epoch, batch_size: int) -> Epoch:
+    """The epoch of the next batch: a fresh order where none is left, or none was taken."""
 
     def shuffle(key: jax.Array, order: jax.Array) -> tuple[jax.Array, jax.Array]:
         key, subkey = jax.random.split(key)
         return key, jax.random.permutation(subkey, order)
 
-    fits = epoch.position + batch_size <= number
-    position = jnp.where(fits, epoch.position, 0)
+    position = jnp.where(count_left(epoch, batch_size) > 0, epoch.position, 0)
     key, order = jax.lax.cond(position == 0, shuffle, lambda *same: same, epoch.key, epoch.order)
-    place_key = jax.random.fold_in(key, 2)  # 0 and 1 are the two that `shuffle` splits off
-    first = jax.vmap(
-        lambda chain: jax.random.randint(jax.random.fold_in(place_key, chain), (), 0, number)
-    )
-    places = (first(chains)[:, None] + position + jnp.arange(batch_size)[None]) % number
-    return Epoch(key, order, position + batch_size), order[places]
+    return Epoch(key, order, position)
+
+
+def count_left(epoch: Epoch, batch_size: int) -> jax.Array:
+    """How many batches are left of the epoch."""
+    return (len(epoch.order) - epoch.position) // batch_size
+
+
+def find_starts(epoch: Epoch, chains: jax.Array) -> jax.Array:
+    """Where in the order of an epoch each of `chains` begins, `[chain]`.
+
+    One order serves all chains, as a sort for each would cost more than the step of a small model.
+    Each begins at a random place, so that two batches overlap as two independent ones on average.
+    """
+    key = jax.random.fold_in(epoch.key, 2)  # 0 and 1 are the two that `shuffle` splits off
+    (number,) = epoch.order.shape
+    return jax.vmap(lambda i: jax.random.randint(jax.random.fold_in(key, i), (), 0, number))(chains)
+
+
+def take_places(epoch: Epoch, starts: jax.Array, batch_size: int) -> tuple[Epoch, jax.Array]:
+    """The examples of the epoch's next batch of each chain, `[chain, example]`."""
+    places = starts[:, None] + epoch.position + jnp.arange(batch_size)
+    index = epoch.order[places % len(epoch.order)]
+    return epoch._replace(position=epoch.position + batch_size), index
+
+
+def next_batch(epoch: Epoch, chains: jax.Array, batch_size: int) -> tuple[Epoch, jax.Array]:
+    """The examples of the next batch of each of `chains`, `[chain, example]`, of any epoch."""
+    epoch = renew_epoch(epoch, batch_size)
+    return take_places(epoch, find_starts(epoch, chains), batch_size)
 
 
 def doubt_mean(

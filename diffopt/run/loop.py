@@ -1,6 +1,7 @@
 """The loop: one step of all chains, many times, and what is kept of them."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ from .._types import Batch, Loss, Params, Schedule, State, Updates
 from ..inputs.trees import find_states, mean_product
 from ..samplers.low_precision import add_residual
 from ..temperature import kinetic_temperature
-from .batches import Epoch, next_batch, start_epoch
+from .batches import Epoch, count_left, find_starts, renew_epoch, start_epoch, take_places
 from .chains import is_key
 from .collect import LAST, CollectState, advance_step, collect, is_finite, keep
 from .gradients import GradientEstimator
@@ -178,11 +179,11 @@ def configurational_by_leaf(params: Params, origin: Params, grads: Updates) -> j
 
 
 def take_batch(
-    plan: Plan, epoch: Epoch | None, chains: jax.Array, data: Batch
+    plan: Plan, epoch: Epoch | None, starts: jax.Array | None, data: Batch
 ) -> tuple[Epoch | None, tuple[Batch, ...], int | None]:
     """The next batch of all chains as an argument list, and the axis of the chains in it.
 
-    Of a stream, `data` are the batches of this step.
+    Of a stream, `data` are the batches of this step. `starts` is where chains begin in the epoch.
     """
     if data is None:
         return epoch, (), None
@@ -190,8 +191,8 @@ def take_batch(
         return epoch, (data,), 0
     if plan.batch_size is None:
         return epoch, (data,), None
-    assert epoch is not None
-    epoch, index = next_batch(epoch, chains, plan.batch_size)
+    assert epoch is not None and starts is not None
+    epoch, index = take_places(epoch, starts, plan.batch_size)
     return epoch, (jax.tree.map(lambda x: x[index], data),), 0
 
 
@@ -201,10 +202,10 @@ def step_chains(
     state: RunState,
     data: Batch,
     estimator: GradientEstimator | None,
-    chains: jax.Array,
+    starts: jax.Array | None,
 ) -> tuple[Params, RunState, jax.Array, Updates]:
     """One step of all chains: parameters and state after it, losses and gradients before."""
-    epoch, batch, axis = take_batch(plan, state.epoch, chains, data)
+    epoch, batch, axis = take_batch(plan, state.epoch, starts, data)
 
     def step(params: Params, opt_state: State, estimator_state: State, batch: Any) -> Any:
         return take_step(
@@ -265,9 +266,9 @@ def begin(
         state = RunState(opt_state, zero, params, epoch, estimator_state)
 
     def one_record() -> Record:
-        chains = jnp.arange(plan.num_chains)
+        starts = jnp.zeros(plan.num_chains, jnp.int32)
         batches = jax.tree.map(lambda x: x[0], data) if plan.streams else data
-        _, _, losses, grads = step_chains(plan, params, state, batches, estimator, chains)
+        _, _, losses, grads = step_chains(plan, params, state, batches, estimator, starts)
         return measure(plan, params, state, losses, grads)
 
     record = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one_record))
@@ -308,11 +309,11 @@ def advance(
             record, finite, kept, plan.capacity, plan.burn_in, plan.every, where
         )
 
-        def step(i: jax.Array, carry_and_meter: Any) -> tuple[Carry, Meter]:
+        def step(starts: Any, i: jax.Array, carry_and_meter: Any) -> tuple[Carry, Meter]:
             (params, state, kept, nonfinite), meter = carry_and_meter
             batches = jax.tree.map(lambda x: x[i], data) if plan.streams else data
             after, state_after, losses, grads = step_chains(
-                plan, params, state, batches, estimator, chains
+                plan, params, state, batches, estimator, starts
             )
 
             def record_all(kept: CollectState, meter: Meter) -> tuple[CollectState, Meter]:
@@ -334,6 +335,16 @@ def advance(
             kept, meter = jax.lax.cond(due, record_all, pass_over, kept, meter)
             return Carry(after, state_after, kept, nonfinite), meter
 
+        def run_epoch(done_carry_and_meter: Any) -> tuple[jax.Array, Carry, Meter]:
+            """The steps to the end of the epoch, or of the chunk: one order serves them all."""
+            done, carry, meter = done_carry_and_meter
+            assert plan.batch_size is not None
+            epoch = renew_epoch(carry.state.epoch, plan.batch_size)
+            carry = carry._replace(state=carry.state._replace(epoch=epoch))
+            end = jnp.minimum(done + count_left(epoch, plan.batch_size), length)
+            of_epoch = partial(step, find_starts(epoch, chains))
+            return end, *jax.lax.fori_loop(done, end, of_epoch, (carry, meter))
+
         if plan.leaves_device:
             empty = jax.vmap(_keeper(plan).init)(
                 jax.tree.map(lambda s: s[:, 0], carry.kept.samples)
@@ -342,9 +353,12 @@ def advance(
             carry = carry._replace(kept=kept)
         zero = lambda s: jnp.zeros((s.shape[0], *s.shape[2:]), jnp.float32)
         sums = jax.tree.map(zero, carry.kept.samples[1:])
-        carry, meter = jax.lax.fori_loop(
-            0, length, step, (carry, Meter(jnp.zeros([], jnp.int32), *sums))
-        )
+        first = carry, Meter(jnp.zeros([], jnp.int32), *sums)
+        if plan.batch_size is None:
+            carry, meter = jax.lax.fori_loop(0, length, partial(step, None), first)
+        else:
+            none = jnp.zeros_like(length)
+            _, carry, meter = jax.lax.while_loop(lambda x: x[0] < length, run_epoch, (none, *first))
         return carry, meter._replace(steps=jnp.broadcast_to(meter.steps, carry.kept.count.shape))
 
     if plan.mesh is not None:

@@ -147,7 +147,7 @@ def _check_values(fn: Callable[..., Any], samples: Any, flat: Any, args: Any) ->
                 " jax.tree.map(jnp.concatenate, draws)."
             )
         raise
-    if not jax.tree.leaves(values):
+    if not any(v.size for v in jax.tree.leaves(values)):
         raise TypeError(f"fn must give an array or a tree of arrays, got {values}")
 
 

@@ -134,12 +134,14 @@ def gather(
         end = ", where the run ended" if len(chains) == len(diverged) > 1 else ""
         doubts.append(
             f"{list_chains(chains)} {were} not finite at step {name_range(diverged[chains])}{end}:"
-            " the steps are too long, the loss has no lower bound, or a schedule is not finite"
+            " the steps are too long, the loss has no lower bound, or the data or a schedule are"
+            " not finite"
         )
     if done < num_steps and not (diverged >= 0).all():
-        doubts.append(
-            f"{stopped} after {done} of {num_steps} steps: these are the draws until then"
+        told = (
+            "these are the draws until then" if records.loss.size else "no draw was kept until then"
         )
+        doubts.append(f"{stopped} after {done} of {num_steps} steps: {told}")
     if (blamed := np.flatnonzero((counts > 0) & (diverged < 0))).size:
         first = base + np.asarray(nonfinite.first)[blamed].min()
         doubts.append(

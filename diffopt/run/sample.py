@@ -222,7 +222,7 @@ def sample(
         batches = read_batches(stream, base * num_chains)
         data = next(batches, None)
         if data is None:
-            raise ValueError("data gave no batch")
+            raise ValueError(f"data gave no batch: {type(stream).__name__} is empty or was used up")
         batches = itertools.chain([data], batches)
         rows = count_rows(data, num_chains, num_steps)
     batch = () if data is None else (shape_batch(data, batch_size),)

@@ -48,7 +48,9 @@ def read_batches(data: Any, number: int = 0) -> Iterator[Batch]:
             seen = jax.tree.structure(batch), [(x.shape, x.dtype) for x in jax.tree.leaves(batch)]
             if seen != kind:
                 check_arrays(name, batch)
-                like = batch if like is None else like
+                if like is None:
+                    _refuse_empty(name, batch)
+                    like = batch
                 error, shorter = _compare(name, batch, like)
                 if shorter:
                     short = error
@@ -87,6 +89,14 @@ def _to_host(name: str, batch: Batch) -> Batch:
     if not jax.tree.leaves(batch):
         raise TypeError(f"{name} must be a tree of arrays, got {batch!r}")
     return batch
+
+
+def _refuse_empty(name: str, batch: Batch) -> None:
+    for path, x in jax.tree_util.tree_leaves_with_path(batch):
+        if not x.size:
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} has no examples: its shape is {x.shape}"
+            )
 
 
 def _compare(name: str, batch: Batch, like: Batch) -> tuple[Exception | None, bool]:
@@ -143,6 +153,6 @@ def pool_batches(data: Any, number: int) -> tuple[Batch, int]:
     """The examples of `number` batches along one axis, and how many were in each."""
     batches = list(itertools.islice(read_batches(data), number))
     if not batches:
-        raise ValueError("data gave no batch")
+        raise ValueError(f"data gave no batch: {type(data).__name__} is empty or was used up")
     size = leading_length("a batch of data", batches[0], "examples")
     return jax.tree.map(lambda *x: np.concatenate(x), *batches), size

@@ -12,16 +12,15 @@ from tests.benchmarks import helpers
 @pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(cnn_posterior, "STEPS", 6200)
-    monkeypatch.setattr(cnn_posterior, "COLDNESS", (0.1,))
+    monkeypatch.setattr(cnn_posterior, "POSTERIORS", {"cold": (0.1, 2.0, 1000)})
     monkeypatch.setattr(cnn_posterior, "TUNED", {"momentum": {"lr": (0.03,), "decay": (1e-3,)}})
-    monkeypatch.setattr(cnn_posterior, "WARM", 1000)
     for seeds in (1, 2):
         arguments = ["--seeds", seeds, "--out", tmp_path]
         assert helpers.status(cnn_posterior.main, *arguments) == 0
         found = json.loads((tmp_path / "cnn_posterior.json").read_text())
         assert all(len(each) == seeds for each in found["rows"].values())
     assert found["rows"]["momentum, averaged"][1]["accuracy"] > 0.9
-    assert found["runs"]["posterior, T = 0.1/N"][0]["gradients"] <= 6200
+    assert found["runs"]["cold"][0]["gradients"] <= 6200
 
 
 def test_bad_arguments_are_refused(capsys):

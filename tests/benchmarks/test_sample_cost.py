@@ -31,15 +31,26 @@ def test_the_three_ways_take_the_same_steps():
 
 
 def test_it_writes_a_row_for_each_number_of_chains(tmp_path, capsys):
-    arguments = ["--steps", "20", "--rounds", "1", "--chains", "1", "3", "--out", str(tmp_path)]
+    arguments = [
+        "--steps",
+        "20",
+        "30",
+        "--rounds",
+        "1",
+        "--chains",
+        "1",
+        "3",
+        "--out",
+        str(tmp_path),
+    ]
     assert sample_cost.main(arguments) == 0
     assert "3 chains, µs a step: bare loop" in capsys.readouterr().out
     found = json.loads((tmp_path / "sample_cost.json").read_text())
-    assert found["config"] == {"steps": 20, "rounds": 1, "batch_size": sample_cost.BATCH_SIZE}
+    assert found["config"] == {"steps": [20, 30], "rounds": 1, "batch_size": 32, "every": 10}
     rows = found["microseconds_per_step"]
     assert [row["chains"] for row in rows] == [1, 3]
     for row in rows:
-        assert row["progress"] == pytest.approx(row["sample with progress"] / row["sample"])
+        assert row["over_bare"] == pytest.approx(row["sample"] / row["bare loop"])
 
 
 @pytest.mark.parametrize(
@@ -47,6 +58,7 @@ def test_it_writes_a_row_for_each_number_of_chains(tmp_path, capsys):
     [
         (["--steps", "0"], "'0' is not a whole number from 1"),
         (["--chains", "2", "2"], "--chains: 2 is given twice"),
+        (["--chains", "2"], "--steps: 2 numbers for 1 of chains"),
     ],
 )
 def test_bad_arguments_give_one_sentence_and_status_2(arguments, sentence, capsys):

@@ -94,6 +94,17 @@ def test_what_cannot_be_compared_is_refused():
         diffopt.agreement(same, jnp.zeros((2, 3)))
     with pytest.raises(ValueError, match="samples must be finite"):
         diffopt.agreement(same, jnp.zeros((2, 5)).at[0, 0].set(jnp.nan))
+    draws = jnp.arange(10.0).reshape(2, 5)
+    with pytest.raises(ValueError, match="fn is NaN at 2 of 10 draws, first chain 1, draw 3"):
+        diffopt.agreement(lambda p: jnp.where(p > 7, jnp.nan, p), draws)
+    with pytest.raises(
+        TypeError, match="fn must give an array or a tree of arrays, got .*shape=.0,."
+    ):
+        diffopt.agreement(lambda p: jnp.zeros(0), draws)
+    with pytest.warns(UserWarning, match="the halves of the chain do not agree"):
+        diffopt.agreement(same, jnp.arange(20.0)[None])
+    with pytest.raises(ValueError, match="fn must give real numbers, got complex64"):
+        diffopt.agreement(lambda p: 1j * p, draws)
     with pytest.raises(TypeError, match="fn must be a function"):
         diffopt.agreement(None, jnp.zeros((2, 5)))
     with pytest.raises(ValueError, match="leading axes"):

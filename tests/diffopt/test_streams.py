@@ -113,6 +113,9 @@ def test_an_iterator_that_ends_ends_the_run():
     with pytest.warns(UserWarning, match="data ended after 11 of 100 steps"):
         samples = run(map(batch_of, range(23)), num_steps=100, num_chains=2)
     assert samples.draws.shape == (2, 11, 2) and int(samples.state.step) == 11
+    with pytest.warns(UserWarning, match="data ended after 11 of 100 steps: no draw was kept"):
+        samples = run(map(batch_of, range(23)), num_steps=100, num_chains=2, burn_in=50)
+    assert samples.draws.shape == (2, 0, 2) and int(samples.state.step) == 11
 
 
 def test_ctrl_c_loses_no_batch():
@@ -189,7 +192,9 @@ def test_what_no_stream_can_have_is_refused():
     with pytest.raises(ValueError, match="estimator needs data as a tree of arrays.*got Loader"):
         estimator = diffopt.svrg(jax.grad(loss), (X, Y), 10)
         run(Loader(), num_steps=3, estimator=estimator)
-    with pytest.raises(ValueError, match="data gave no batch"):
+    with pytest.raises(ValueError, match="batch 0 of data.0. has no examples: .* .0, 2."):
+        run([(X[:0], Y[:0])].__iter__(), num_steps=3)
+    with pytest.raises(ValueError, match="data gave no batch: list_iterator is empty"):
         run(iter([]), num_steps=3)
     with pytest.raises(ValueError, match="fewer batches than the 4 chains"):
         run(map(batch_of, range(3)), num_steps=3, num_chains=4)
