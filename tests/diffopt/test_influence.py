@@ -67,6 +67,20 @@ def test_a_chain_that_diverges_is_named_and_left_out():
         influence(step_size=50.0, num_steps=500, burn_in=0)
 
 
+def test_a_step_too_long_that_stays_finite_is_told():
+    """Beyond 2/√k a loss of finite slope holds the chain, far above what a minimum would have."""
+    bowl = lambda w, batch: jnp.mean(jnp.log(jnp.cosh(w))) + 0 * jnp.mean(batch)
+    arguments = dict(
+        loss=bowl, params=jnp.zeros(20), observable=None, sampler=diffopt.baoab,
+        temperature=1e-3, localization=1.0, num_steps=200, num_chains=4,
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="the chains are too hot: .* 20 parameters has at most 10"):
+        influence(step_size=15.0, **arguments)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        influence(step_size=2.0, **arguments)
+
+
 @pytest.mark.slow
 def test_under_64_bits():
     with jax.enable_x64(True):
@@ -88,7 +102,7 @@ def test_under_64_bits():
         ({"batch_size": 5}, ValueError, "batch_size must be ≤ the 4 examples"),
         ({"key": 1.5}, TypeError, "key"),
         ({"params": jnp.zeros([], int)}, TypeError, "floating-point"),
-        ({"loss": lambda w, batch: w - batch}, TypeError, "loss must give a real scalar"),
+        ({"loss": lambda w, batch: w - batch}, TypeError, "loss must return a real scalar"),
         ({"observable": 3}, TypeError, "observable must be a function, got 3"),
         ({"observable": lambda w: (w, w)}, TypeError, "observable must give an array of real"),
         ({"perturbation": lambda w: 1j * w}, TypeError, "perturbation must give an array of real"),
