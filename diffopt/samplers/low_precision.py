@@ -430,9 +430,7 @@ def low_precision(
             last = rest
             return (rounded.astype(jnp.float32) - start).astype(g.dtype), rest
 
-        steps = jax.tree.map(
-            step, params, updates, inner, rests, random_bits_like(subkey, params)
-        )
+        steps = jax.tree.map(step, params, updates, inner, rests, random_bits_like(subkey, params))
         moves = jax.tree.map(lambda p, pair: pair[0], params, steps)
         if not residual:
             return moves, LowPrecisionState(key, None, inner_state)

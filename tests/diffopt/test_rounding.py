@@ -519,7 +519,7 @@ def test_without_a_residual_trees_pass_as_with_one():
     kept, _ = step(diffopt.low_precision(optax.adam(0.1)), mixed, mixed)
     chex.assert_trees_all_equal(updates, kept)  # the first step: the same bits, no residual yet
     no_gradient = mixed | {"w": None}
-    updates, after = tx.update(no_gradient, tx.init(no_gradient), mixed)
+    updates, _ = tx.update(no_gradient, tx.init(no_gradient), mixed)
     assert updates["w"] is None
     mapped = optax.tree.map_params(tx, lambda p: p + 1, state)
     assert mapped.residual is None and (mapped.inner_state[0].mu["wide"] > 1).all()
