@@ -309,7 +309,7 @@ def low_precision(
     so a moving average keeps its mean, and gains a relative variance of some 5.5·10⁻⁶/(1 - β²) for
     the decay β: a standard deviation of 5 % for Adam's second moment at β₂ = 0.999, 17 % at 0.9999.
     A velocity of momentum m is hotter by 5.5·10⁻⁶/(1 - m²) of T, 3·10⁻⁵ at m = 0.9. Leave averages
-    over more than 10,000 steps, such as `ivon`'s, in float32.
+    over more than 10,000 steps in float32; that of `ivon` is refused.
 
     With `residual=False` nothing is kept of what p leaves out: p ← p + u rounded at random. The
     mean is right still, but a step u adds the variance |u|(Δ - |u|), up to a quarter of the squared

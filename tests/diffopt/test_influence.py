@@ -103,6 +103,7 @@ def test_under_64_bits():
         ({"key": 1.5}, TypeError, "key"),
         ({"params": jnp.zeros([], int)}, TypeError, "floating-point"),
         ({"loss": lambda w, batch: w - batch}, TypeError, "loss must return a real scalar"),
+        ({"data": lambda i: DATA}, TypeError, "data must be a tree of arrays .* got a loader"),
         ({"observable": 3}, TypeError, "observable must be a function, got 3"),
         ({"observable": lambda w: (w, w)}, TypeError, "observable must give an array of real"),
         ({"perturbation": lambda w: 1j * w}, TypeError, "perturbation must give an array of real"),
@@ -136,6 +137,13 @@ def test_a_part_comes_back_into_its_place():
     np.testing.assert_array_equal(twice["two"], np.ones(2))
     chains = jax.tree.map(lambda x: jnp.stack([x, x]), moving)
     assert jax.vmap(merge)(chains)["one"]["kernel"].shape == (2, 2, 3)
+
+
+def test_a_merge_of_another_shape_is_refused():
+    moving, merge = diffopt.take_part(PARAMS, {"one": True, "two": False})
+    chains = jax.tree.map(lambda x: jnp.stack([x, x]), moving)
+    with pytest.raises(ValueError, match=r"merge got one.bias of shape \(2, 3\), .* jax.vmap"):
+        merge(chains)
 
 
 def test_a_part_may_be_told_by_paths_or_by_the_top_of_the_tree():
