@@ -103,7 +103,7 @@ def test_under_64_bits():
         ({"key": 1.5}, TypeError, "key"),
         ({"params": jnp.zeros([], int)}, TypeError, "floating-point"),
         ({"loss": lambda w, batch: w - batch}, TypeError, "loss must return a real scalar"),
-        ({"data": lambda i: DATA}, TypeError, "data must be a tree of arrays .* got a loader"),
+        ({"data": lambda i: DATA}, TypeError, "data must be a tree of arrays, .* got a loader"),
         ({"observable": 3}, TypeError, "observable must be a function, got 3"),
         ({"observable": lambda w: (w, w)}, TypeError, "observable must give an array of real"),
         ({"perturbation": lambda w: 1j * w}, TypeError, "perturbation must give an array of real"),
