@@ -414,7 +414,10 @@ def low_precision(
                 return u, q
             if is_constant(jnp.shape(p)) and jnp.size(p) >= SMALL and last is not None:
                 # XLA goes through all leaves operation by operation, unless one waits for another.
-                q, u, _ = jax.lax.optimization_barrier((q, u, last))
+                if residual:
+                    q, _ = jax.lax.optimization_barrier((q, last))
+                else:
+                    u, _ = jax.lax.optimization_barrier((u, last))
             start, u = _widen(p), u.astype(jnp.float32)
             moved = _residual(p, q) + u if residual else u
             rounded = round_at_random(start + moved, p.dtype, bits)
