@@ -117,18 +117,6 @@ PROBLEMS = {"transformer": transformer, "teacher and student": student}
 # The methods
 
 
-def round_alone(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Weights and moments rounded at random, and nothing kept of what that leaves out."""
-    kept = diffopt.low_precision(tx, state_dtype=jnp.bfloat16)
-
-    def update(grads: Any, state: Any, params: Any = None) -> Any:
-        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.int16), params)
-        updates, state = kept.update(grads, state._replace(residual=zeros), params)
-        return updates, state._replace(residual=())
-
-    return optax.GradientTransformation(lambda p: kept.init(p)._replace(residual=()), update)
-
-
 def compensate(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     """Kahan summation: what a sum to nearest leaves out is in bfloat16, as the moments are."""
 
@@ -155,7 +143,10 @@ METHODS: dict[str, tuple[Any, Wrap]] = {
     "float32": (jnp.float32, lambda tx: tx),
     "to nearest": (jnp.bfloat16, lambda tx: tx),
     "Kahan, moments to nearest": (jnp.bfloat16, compensate),
-    "at random alone": (jnp.bfloat16, round_alone),
+    "at random alone": (
+        jnp.bfloat16,
+        partial(diffopt.low_precision, residual=False, state_dtype=jnp.bfloat16),
+    ),
     "`low_precision`": (jnp.bfloat16, diffopt.low_precision),
     "`low_precision`, `state_dtype`": (
         jnp.bfloat16, partial(diffopt.low_precision, state_dtype=jnp.bfloat16),
@@ -285,11 +276,12 @@ def bytes_table() -> str:
             name, count(tx, wide), count(tx, wide, narrow),
             count(diffopt.low_precision(tx), narrow),
             count(diffopt.low_precision(tx, state_dtype=jnp.bfloat16), narrow),
+            count(diffopt.low_precision(tx, residual=False, state_dtype=jnp.bfloat16), narrow),
         ]
         for name, tx in OPTIMIZERS.items()
     )  # fmt: skip
     head = ["bytes a parameter", "float32", "float32 with a copy in bfloat16", "`low_precision`",
-            "with `state_dtype`"]  # fmt: skip
+            "with `state_dtype`", "and `residual=False`"]  # fmt: skip
     return markdown(head, rows)
 
 

@@ -67,7 +67,10 @@ LARGE_SETTINGS = (
     Setting(0.001, 0.01, 0.8, 0.2),
 )
 TRIALS = ("small", "large", "labels", "labels_large")
-LABEL_SETTINGS = {SMALL: (BEST, Setting(1.0, 0.1, 0.3)), LARGE: (Setting(0.001, 0.03, 0.8, 0.35),)}
+LABEL_SETTINGS = {
+    SMALL: (BEST, Setting(1.0, 0.1, 0.3)),
+    LARGE: (Setting(1.0, 0.1, 0.4, 0.6), Setting(0.01, 0.03, 0.4, 0.35)),
+}
 
 
 def load_digits(number: int) -> tuple[Data, Data]:

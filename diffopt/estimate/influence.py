@@ -1,5 +1,6 @@
 """How an observable would change if an example weighed more: a covariance over a chain."""
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,8 +13,9 @@ from .._types import Batch, Key, Loss, Params, Sampler
 from ..inputs.callables import check_sampler
 from ..inputs.keys import check_key
 from ..inputs.scalars import check_int, check_number
-from ..inputs.trees import leading_length, place_beside
+from ..inputs.trees import count_degrees, leading_length, place_beside
 from ..run.chains import own_mesh
+from ..run.program import compile_program
 from ..run.sample import sample
 from ..samplers.sgld import sgld
 from .learning_coefficient import check_run, keep_nothing, localize, losses_of_examples
@@ -128,7 +130,9 @@ def influence(
       perturbation), then that of the observable; without an observable, that of the examples.
 
     Warns:
-      UserWarning: what `sample` warns of; a chain that diverged is left out.
+      UserWarning: what `sample` warns of; a chain that diverged is left out. Or the mean loss of
+        the chains is more than dT above that at w*, for d parameters: a step that is too long for
+        the stiffest direction may stay finite, and then ranks the examples by chance.
 
     Raises:
       ValueError: a number is out of its range; `data` have no common leading axis, or are None
@@ -171,6 +175,7 @@ def influence(
     )
     params, data = jax.tree.map(jnp.asarray, (params, data))
     data = place_beside(data, params)
+    of_examples = perturbation is None
     if perturbation is None:
         if data is None:
             raise ValueError("influence needs data or a perturbation, got data=None")
@@ -197,10 +202,28 @@ def influence(
             " shorter step_size"
         )
     assert moments is not None
-    covariance, errors = _covariance(jax.tree.map(lambda x: np.asarray(x)[good], moments))
+    moments = jax.tree.map(lambda x: np.asarray(x)[good], moments)
+    if of_examples:
+        at_start = compile_program(perturbation, params)(params)
+        _warn_if_hot(moments.first.mean(1) - np.mean(at_start), temperature, params)
+    covariance, errors = _covariance(moments)
     shape = sum(shapes, ())
     values = -covariance.reshape(shape) / temperature
     return Influence(values, errors.reshape(shape) / temperature)
+
+
+def _warn_if_hot(excess: np.ndarray, temperature: float, params: Params) -> None:
+    """Warn where the loss of the chains is higher than any minimum has it at this temperature."""
+    above, degrees = excess / temperature, count_degrees(params)
+    error = above.std(ddof=1) / np.sqrt(len(above))
+    if above.mean() - 5 * error > degrees:
+        warnings.warn(
+            f"the chains are too hot: their mean loss is {above.mean():.3g} T above that at params,"
+            f" where a minimum of {degrees} parameters has at most {degrees / 2:g} T if it is"
+            " smooth: take a shorter step_size (with baoab below 2/√k for the largest curvature"
+            " k), larger batches, or a lower temperature",
+            stacklevel=3,
+        )
 
 
 def _shape_values(name: str, function: Any, params: Params) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from ..run.chains import own_mesh
 from ..run.program import compile_program
 from ..run.results import average_over_chains
 from ..run.sample import sample
+from ..run.streams import is_stream
 from ..samplers.gaussian_prior import gaussian_prior
 from ..samplers.sgld import sgld
 
@@ -384,6 +385,11 @@ def check_run(
     if burn_in >= num_steps:
         raise ValueError(f"burn_in must be < num_steps = {num_steps}, got {burn_in}")
     check_inexact(params)
+    if is_stream(data):
+        raise TypeError(
+            "data must be a tree of arrays, whose every example is known, got a loader"
+            f" ({type(data).__name__}): stack its batches into arrays"
+        )
     check_concrete(caller, params=params, data=data, key=key)
     refuse_statistics(params)
     count_examples(data, batch_size)

@@ -40,6 +40,7 @@ def take_part(params: Params, part: Any) -> tuple[Params, Callable[[Params], Par
       ValueError: `part` has another structure than `params`, or a mask another shape than its leaf;
         nothing is taken.
       TypeError: `part` has something else than bools, or `params` have a leaf that is no array.
+      From `merge`, a ValueError: a leaf of `moving` has another shape than in the part.
 
     Examples:
       The second head of two, and a bias.
@@ -75,16 +76,22 @@ def take_part(params: Params, part: Any) -> tuple[Params, Callable[[Params], Par
             return leaf
         return leaf.ravel()[places] if places.size else None
 
-    def put(leaf: jax.Array, places: Any, moved: Any) -> jax.Array:
+    def put(path: str, leaf: jax.Array, places: Any, moved: Any) -> jax.Array:
+        if places is not ... and not places.size:
+            return leaf
+        shape = leaf.shape if places is ... else places.shape
+        if jnp.shape(moved) != shape:
+            raise ValueError(
+                f"merge got {path} of shape {jnp.shape(moved)}, and the part has {shape}: under a"
+                " leading axis of chains or draws use jax.vmap(merge)"
+            )
         if places is ...:
             return moved
-        if not places.size:
-            return leaf
         return leaf.ravel().at[places].set(moved, unique_indices=True).reshape(leaf.shape)
 
     def merge(moving: Params) -> Params:
         moved = treedef.flatten_up_to(moving)
-        return treedef.unflatten(map(put, leaves, chosen, moved))
+        return treedef.unflatten(map(put, paths, leaves, chosen, moved))
 
     return treedef.unflatten(map(take, leaves, chosen)), merge
 

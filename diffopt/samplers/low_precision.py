@@ -24,7 +24,7 @@ class LowPrecisionState(NamedTuple):
     Attributes:
       key: a typed PRNG key, split at every step.
       residual: what the parameters leave out, an int16 in units of 2⁻¹⁴ of a parameter's spacing;
-        `optax.MaskedNode()` for a parameter of 32 bits or more.
+        `optax.MaskedNode()` for a parameter of 32 bits or more. None with `residual=False`.
       inner_state: the state of the wrapped transformation, in float32; in bfloat16 the leaves that
         `state_dtype` is for.
     """
@@ -124,6 +124,8 @@ def _pass_in_one_word(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]
 
 def add_residual(params: Any, residual: Any) -> Any:
     """The exact parameters: what is seen and what rounding left out."""
+    if residual is None:
+        return jax.tree.map(_widen, params)
     residual = in_structure_of(params, residual, _is_wide)
 
     def add(path: Any, p: Any, q: Any) -> Any:
@@ -149,6 +151,18 @@ def _check_dtype(path: Any, p: Any, q: Any) -> None:
     )
 
 
+def _check_residual(params: Any, residual: Any, keeps: bool) -> None:
+    """Raise a TypeError unless the residual is there if it should be, and made for `params`."""
+    if keeps != (residual is not None):
+        raise TypeError(
+            f"low_precision(residual={keeps}) got a state made with residual={not keeps}: make the"
+            " state anew by init"
+        )
+    if keeps:
+        residual = in_structure_of(params, residual, _is_wide)
+        jax.tree_util.tree_map_with_path(_check_dtype, params, residual)
+
+
 def _check_state_dtype(dtype: Any) -> None:
     """Raise a ValueError unless `dtype` is None or bfloat16."""
     try:
@@ -167,6 +181,11 @@ def _narrow(inner_state: Any, params: Any) -> Any:
 
     Such a leaf has the shape of the parameter, and its path ends with the path of the parameter.
     """
+    if find_states(inner_state, "noise", "precision"):
+        raise ValueError(
+            "state_dtype is for averages over up to 10,000 steps, but the precision of ivon in the"
+            " state of tx is one over 1 / (1 - hess_decay): leave out state_dtype"
+        )
     shapes = {
         path: jnp.shape(p)
         for path, p in jax.tree_util.tree_leaves_with_path(params)
@@ -202,7 +221,8 @@ def _round_state(state: Any, like: Any, key: jax.Array) -> Any:
 def exact_params(params: optax.Params, opt_state: optax.OptState) -> Any:
     """The exact parameters θ = p + r under `low_precision`, in float32.
 
-    What a program sees, p, is θ rounded at random to 16 bits; the state keeps the residual r.
+    What a program sees, p, is θ rounded at random to 16 bits; the state keeps the residual r. With
+    `residual=False` there is none, and θ is p.
     Averages and variances over a chain are those of θ, and so is a checkpoint for use elsewhere.
 
     Args:
@@ -238,6 +258,7 @@ def exact_params(params: optax.Params, opt_state: optax.OptState) -> Any:
 def low_precision(
     tx: optax.GradientTransformation,
     *,
+    residual: bool = True,
     state_dtype: jax.typing.DTypeLike | None = None,
     key: int | jax.Array = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -288,18 +309,27 @@ def low_precision(
     so a moving average keeps its mean, and gains a relative variance of some 5.5·10⁻⁶/(1 - β²) for
     the decay β: a standard deviation of 5 % for Adam's second moment at β₂ = 0.999, 17 % at 0.9999.
     A velocity of momentum m is hotter by 5.5·10⁻⁶/(1 - m²) of T, 3·10⁻⁵ at m = 0.9. Leave averages
-    over more than 10,000 steps, such as `ivon`'s, in float32.
+    over more than 10,000 steps in float32; that of `ivon` is refused.
 
-    Memory, in bytes a parameter, all weights and all of the state:
+    With `residual=False` nothing is kept of what p leaves out: p ← p + u rounded at random. The
+    mean is right still, but a step u adds the variance |u|(Δ - |u|), up to a quarter of the squared
+    spacing Δ². An optimizer's walk of small steps takes that as noise in the weights, and may train
+    as well: AdamW did on both networks of `docs/tutorials/bfloat16.md`. A sampler is heated: with
+    noise of standard deviation σ a step, far below Δ, its variance is √(2/π)Δ/σ times what it
+    should be, 100 times at σ = Δ/128. Keep the residual there, and for weights that are averaged.
 
-    | | float32 | float32 with a copy in bfloat16 | `low_precision` | with `state_dtype` |
-    |---|---|---|---|---|
-    | SGD, SGLD | 4 | 6 | 4 | 4 |
-    | momentum, SGHMC | 8 | 10 | 8 | 6 |
-    | AdamW | 12 | 14 | 12 | 8 |
+    Memory, in bytes a parameter, all weights and all of the state; "all at random" is `state_dtype`
+    with `residual=False`:
+
+    | | float32 | float32 and a copy | `low_precision` | with `state_dtype` | all at random |
+    |---|---|---|---|---|---|
+    | SGD, SGLD | 4 | 6 | 4 | 4 | 2 |
+    | momentum, SGHMC | 8 | 10 | 8 | 6 | 4 |
+    | AdamW | 12 | 14 | 12 | 8 | 6 |
 
     Args:
       tx: a sampler of diffopt or any other Optax transformation that ends in a parameter update.
+      residual: keep what p leaves out of θ, in 2 bytes a parameter.
       state_dtype: `jnp.bfloat16` for a state of `tx` in 16 bits, `None` for float32. It serves
         parameters in float16 too.
       key: of the rounding, an int or a PRNG key, typed or raw. It may be that of the sampler.
@@ -310,9 +340,11 @@ def low_precision(
       `None` stays `None` where the wrapped transformation lets it.
 
     Raises:
-      ValueError: `state_dtype` is neither bfloat16 nor `None`; at `update`, no `params` were given.
-      TypeError: `key` is no key; at `init`, a parameter is not floating-point; at `update`, a
-        parameter was cast to or from 16 bits after `init`.
+      ValueError: `state_dtype` is neither bfloat16 nor `None`; at `init`, it is given for `ivon`;
+        at `update`, no `params` were given.
+      TypeError: `key` is no key, or `residual` no bool; at `init`, a parameter is not
+        floating-point; at `update`, a parameter was cast to or from 16 bits after `init`, or the
+        state was made with another `residual`.
 
     Examples:
       >>> import diffopt, jax, jax.numpy as jnp, optax
@@ -336,18 +368,19 @@ def low_precision(
       errors](https://doi.org/10.1145/363707.363723), 1965.
     """
     check_key(key)
+    if not isinstance(residual, bool):
+        raise TypeError(f"residual must be True or False, got {residual!r}")
     _check_state_dtype(state_dtype)
     tx = optax.with_extra_args_support(tx)
 
     def init_fn(params: Any) -> LowPrecisionState:
         check_inexact(params)
-        residual = jax.tree.map(
-            lambda p: jnp.zeros_like(p, jnp.int16) if is_low(p) else optax.MaskedNode(), params
-        )
+        zeros = lambda p: jnp.zeros_like(p, jnp.int16) if is_low(p) else optax.MaskedNode()
+        kept = jax.tree.map(zeros, params) if residual else None
         inner_state = tx.init(jax.tree.map(_widen, params))
         if state_dtype is not None:
             inner_state = _narrow(inner_state, params)
-        return LowPrecisionState(derive_key(key, "rounding"), residual, inner_state)
+        return LowPrecisionState(derive_key(key, "rounding"), kept, inner_state)
 
     def update_fn(
         updates: Any, state: LowPrecisionState, params: Any = None, **extra_args: Any
@@ -355,12 +388,13 @@ def low_precision(
         if params is None:
             raise ValueError("low_precision needs the parameters: tx.update(grads, state, params)")
         key, subkey = jax.random.split(state.key)
-        residual = in_structure_of(params, state.residual, _is_wide)
-        jax.tree_util.tree_map_with_path(_check_dtype, params, residual)
-        exact = add_residual(params, residual)
-        params, residual = (
+        _check_residual(params, state.residual, residual)
+        exact = add_residual(params, state.residual)
+        nothing = lambda p: optax.MaskedNode()
+        kept = state.residual if residual else jax.tree.map(nothing, params)
+        params, rests = (
             jax.tree.map(lambda g, x: None if g is None else x, updates, tree, is_leaf=_is_none)
-            for tree in (params, state.residual)
+            for tree in (params, kept)
         )  # what has no gradient stays
         grads = jax.tree.map(
             lambda p, g: g.astype(jnp.float32) if is_low(p) else g, params, updates
@@ -380,10 +414,16 @@ def low_precision(
                 return u, q
             if is_constant(jnp.shape(p)) and jnp.size(p) >= SMALL and last is not None:
                 # XLA goes through all leaves operation by operation, unless one waits for another.
-                q, _ = jax.lax.optimization_barrier((q, last))
-            start = _widen(p)
-            moved = _residual(p, q) + u.astype(jnp.float32)
+                if residual:
+                    q, _ = jax.lax.optimization_barrier((q, last))
+                else:
+                    u, _ = jax.lax.optimization_barrier((u, last))
+            start, u = _widen(p), u.astype(jnp.float32)
+            moved = _residual(p, q) + u if residual else u
             rounded = round_at_random(start + moved, p.dtype, bits)
+            if not residual:
+                last = rounded
+                return (rounded.astype(jnp.float32) - start).astype(g.dtype), q
             update = _round_to(rounded.astype(jnp.float32) - start, g.dtype)
             after = _round_to(start + update, p.dtype)  # as optax.apply_updates does
             rest = (moved - (after - start)) / _unit(after.astype(p.dtype))
@@ -393,18 +433,13 @@ def low_precision(
             last = rest
             return (rounded.astype(jnp.float32) - start).astype(g.dtype), rest
 
-        steps = jax.tree.map(
-            step, params, updates, inner, residual, random_bits_like(subkey, params)
-        )
+        steps = jax.tree.map(step, params, updates, inner, rests, random_bits_like(subkey, params))
         moves = jax.tree.map(lambda p, pair: pair[0], params, steps)
-        residual = jax.tree.map(lambda p, pair: pair[1], params, steps)
-        residual = jax.tree.map(
-            lambda g, q, before: before if g is None else q,
-            updates,
-            residual,
-            state.residual,
-            is_leaf=_is_none,
-        )
-        return moves, LowPrecisionState(key, residual, inner_state)
+        if not residual:
+            return moves, LowPrecisionState(key, None, inner_state)
+        rests = jax.tree.map(lambda p, pair: pair[1], params, steps)
+        pick = lambda g, rest, before: before if g is None else rest
+        rests = jax.tree.map(pick, updates, rests, state.residual, is_leaf=_is_none)
+        return moves, LowPrecisionState(key, rests, inner_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -67,6 +67,20 @@ def test_a_chain_that_diverges_is_named_and_left_out():
         influence(step_size=50.0, num_steps=500, burn_in=0)
 
 
+def test_a_step_too_long_that_stays_finite_is_told():
+    """Beyond 2/√k a loss of finite slope holds the chain, far above what a minimum would have."""
+    bowl = lambda w, batch: jnp.mean(jnp.log(jnp.cosh(w))) + 0 * jnp.mean(batch)
+    arguments = dict(
+        loss=bowl, params=jnp.zeros(20), observable=None, sampler=diffopt.baoab,
+        temperature=1e-3, localization=1.0, num_steps=200, num_chains=4,
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="the chains are too hot: .* 20 parameters has at most 10"):
+        influence(step_size=15.0, **arguments)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        influence(step_size=2.0, **arguments)
+
+
 @pytest.mark.slow
 def test_under_64_bits():
     with jax.enable_x64(True):
@@ -88,7 +102,8 @@ def test_under_64_bits():
         ({"batch_size": 5}, ValueError, "batch_size must be ≤ the 4 examples"),
         ({"key": 1.5}, TypeError, "key"),
         ({"params": jnp.zeros([], int)}, TypeError, "floating-point"),
-        ({"loss": lambda w, batch: w - batch}, TypeError, "loss must give a real scalar"),
+        ({"loss": lambda w, batch: w - batch}, TypeError, "loss must return a real scalar"),
+        ({"data": lambda i: DATA}, TypeError, "data must be a tree of arrays, .* got a loader"),
         ({"observable": 3}, TypeError, "observable must be a function, got 3"),
         ({"observable": lambda w: (w, w)}, TypeError, "observable must give an array of real"),
         ({"perturbation": lambda w: 1j * w}, TypeError, "perturbation must give an array of real"),
@@ -122,6 +137,13 @@ def test_a_part_comes_back_into_its_place():
     np.testing.assert_array_equal(twice["two"], np.ones(2))
     chains = jax.tree.map(lambda x: jnp.stack([x, x]), moving)
     assert jax.vmap(merge)(chains)["one"]["kernel"].shape == (2, 2, 3)
+
+
+def test_a_merge_of_another_shape_is_refused():
+    moving, merge = diffopt.take_part(PARAMS, {"one": True, "two": False})
+    chains = jax.tree.map(lambda x: jnp.stack([x, x]), moving)
+    with pytest.raises(ValueError, match=r"merge got one.bias of shape \(2, 3\), .* jax.vmap"):
+        merge(chains)
 
 
 def test_a_part_may_be_told_by_paths_or_by_the_top_of_the_tree():

@@ -372,11 +372,11 @@ def state_bytes(tx, params):
 
 
 BYTES = {
-    "sgd": (lambda: optax.sgd(0.1), (4, 2, 4, 4)),
-    "sgld": (lambda: diffopt.sgld(0.1, 0.1), (4, 2, 4, 4)),
-    "momentum": (lambda: optax.sgd(0.1, momentum=0.9), (8, 4, 8, 6)),
-    "sghmc": (lambda: diffopt.sghmc(0.1, 0.1), (8, 4, 8, 6)),
-    "adamw": (lambda: optax.adamw(0.1), (12, 6, 12, 8)),
+    "sgd": (lambda: optax.sgd(0.1), (4, 2, 4, 4, 2)),
+    "sgld": (lambda: diffopt.sgld(0.1, 0.1), (4, 2, 4, 4, 2)),
+    "momentum": (lambda: optax.sgd(0.1, momentum=0.9), (8, 4, 8, 6, 4)),
+    "sghmc": (lambda: diffopt.sghmc(0.1, 0.1), (8, 4, 8, 6, 4)),
+    "adamw": (lambda: optax.adamw(0.1), (12, 6, 12, 8, 6)),
 }
 
 
@@ -384,7 +384,8 @@ BYTES = {
 def test_bytes_of_a_parameter(name):
     make, expected = BYTES[name]
     wide, narrow = jnp.zeros([8, 8]), jnp.zeros([8, 8], jnp.bfloat16)
-    ours = (diffopt.low_precision(make(), state_dtype=d) for d in (None, jnp.bfloat16))
+    kept = ({}, {"state_dtype": jnp.bfloat16}, {"residual": False, "state_dtype": jnp.bfloat16})
+    ours = (diffopt.low_precision(make(), **options) for options in kept)
     found = [state_bytes(make(), wide), state_bytes(make(), narrow)]
     assert (*found, *(state_bytes(tx, narrow) for tx in ours)) == expected
 
@@ -466,3 +467,71 @@ def test_no_rounding_is_dropped_within_a_program(dtype, steps):
     unit = float(jnp.finfo(dtype).eps) / 2**14
     assert has_place.mean() > 0.7
     assert (error / sizes[has_place]).max() < steps * (unit + 2.0**-22)
+
+
+def test_a_state_of_ivon_in_16_bits_is_refused():
+    tx = optax.chain(optax.clip(1.0), diffopt.ivon(0.1, 100))
+    with pytest.raises(ValueError, match="state_dtype .* the precision of ivon"):
+        diffopt.low_precision(tx, state_dtype=jnp.bfloat16).init(PARAMS)
+
+
+# Without a residual
+
+
+bare = partial(diffopt.low_precision, residual=False)
+
+
+@low
+def test_without_a_residual_a_step_adds_the_variance_of_its_rounding(dtype):
+    """Of steps ±u below the spacing Δ: |u|Δ each, where exact ones add u²; and no drift."""
+    size, steps = 100_000, 20
+    delta = float(jnp.finfo(dtype).eps)
+    u = delta / 8 * jax.random.rademacher(jax.random.key(0), (steps, size), jnp.float32)
+
+    @jax.jit
+    def walk(params):
+        def step(carry, u):
+            params, state = carry
+            tx = bare(optax.stateless(lambda grads, params: u))
+            updates, state = tx.update(params, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        state = bare(optax.set_to_zero()).init(params)
+        return jax.lax.scan(step, (params, state), u)[0]
+
+    params, state = walk(jnp.full(size, 1.5, dtype))
+    assert state.residual is None
+    moved = (np.asarray(params, np.float64) - 1.5) / delta
+    variance = steps / 8
+    assert abs(moved.mean()) < 4.5 * np.sqrt(variance / size)
+    kurtosis = np.mean(moved**4) / variance**2
+    assert abs(moved.var() / variance - 1) < 4.5 * np.sqrt((kurtosis - 1) / size)
+    exact = diffopt.exact_params(params, state)
+    assert exact.dtype == jnp.float32
+    np.testing.assert_array_equal(exact, params.astype(jnp.float32))
+
+
+def test_without_a_residual_trees_pass_as_with_one():
+    mixed = {**PARAMS, "wide": jnp.ones(2), "none": None, "empty": jnp.ones(0, "bfloat16")}
+    tx = bare(optax.adam(0.1))
+    updates, state = step(tx, mixed, mixed)
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, mixed)
+    kept, _ = step(diffopt.low_precision(optax.adam(0.1)), mixed, mixed)
+    chex.assert_trees_all_equal(updates, kept)  # the first step: the same bits, no residual yet
+    no_gradient = mixed | {"w": None}
+    updates, _ = tx.update(no_gradient, tx.init(no_gradient), mixed)
+    assert updates["w"] is None
+    mapped = optax.tree.map_params(tx, lambda p: p + 1, state)
+    assert mapped.residual is None and (mapped.inner_state[0].mu["wide"] > 1).all()
+    assert diffopt.split_keys(state, 3).inner_state[0].mu["w"].shape == (3, 2, 3)
+
+
+def test_a_state_made_with_another_residual_is_refused():
+    for keeps in (True, False):
+        state = diffopt.low_precision(optax.sgd(0.1), residual=not keeps).init(PARAMS)
+        tx = diffopt.low_precision(optax.sgd(0.1), residual=keeps)
+        message = rf"low_precision\(residual={keeps}\) got a state made with residual={not keeps}"
+        with pytest.raises(TypeError, match=message):
+            tx.update(GRADS, state, PARAMS)
+    with pytest.raises(TypeError, match="residual must be True or False, got 'no'"):
+        diffopt.low_precision(optax.sgd(0.1), residual="no")
