@@ -333,7 +333,7 @@ def test_each_method_learns_pairs_of_digits(method):
 def test_gradients_until_a_goal_and_the_rise_of_the_nll():
     own = {"curve": [[3.0, 2.0, 1.0, 1.5], [3.0, 2.9, 2.8, 2.7]]}
     assert converges.gradients_until(np.array([2.0, 1.0]), own).tolist() == [50, 100]
-    assert overfits.after_an_eighth(own).tolist() == [3.0, 3.0]
+    assert overfits.after_a_quarter(own).tolist() == [3.0, 3.0]
     assert stable.rise(own).tolist() == [0.5, 0.0]
     assert stable.rise(stable.until_half(own)).tolist() == [0.0, 0.0]
 

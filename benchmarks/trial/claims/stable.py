@@ -78,8 +78,8 @@ def until_half(own: dict[str, Any]) -> dict[str, Any]:
 def run(size: str, keep: Keep) -> list[Entry]:
     """The entries of the claim."""
     entries = []
-    for column in ("article", "best"):
-        results = network_methods.with_curves(network_methods.on_pairs(column, size, keep))
+    for column, method in network_methods.OF_COLUMN.items():
+        results = network_methods.with_curves(network_methods.on_pairs(method, size, keep))
         of = partial(network_methods.compare, "stable", column)
         entries += of("pairs of digits", RISE, results, rise)
         entries += of(

@@ -24,14 +24,14 @@ class Method(NamedTuple):
 
 NOISE, COSINE = {"weight_std": 0.03}, {"cycles": 1}
 ARTICLE, COOLED = "sghmc", "sghmc, cooled"
-BEST, BEST_AVERAGE = "weight noise, mean weights", "weight noise, average"
+BEST, WEIGHT_NOISE = "ivon, average", "weight noise, mean weights"
 ARTICLES = {
     ARTICLE: Method("sghmc", "average", {}, "sghmc"),
     COOLED: Method("sghmc", "last", {"cool": 1.0}, "sghmc"),
 }
 BESTS = {
-    BEST: Method("weight noise", "mean weights", NOISE),
-    BEST_AVERAGE: Method("weight noise", "average", NOISE),
+    BEST: Method("ivon", "average", COSINE, "ivon"),
+    WEIGHT_NOISE: Method("weight noise", "mean weights", NOISE),
 }
 RIVALS = {
     "momentum, average": Method("sghmc", "average"),
@@ -41,9 +41,9 @@ RIVALS = {
     "adamw, average": Method("adamw", "average", {}, "adamw"),
     "adamw, mean weights": Method("adamw", "mean weights", {}, "adamw"),
     "adamw, cosine": Method("adamw", "last", COSINE, "adamw"),
-    "SAM, cosine": Method("sam", "last", COSINE),
 }
 RIVALS_IN_FULL = {
+    "SAM, cosine": Method("sam", "last", COSINE),
     "momentum, last": Method("sghmc", "last"),
     "momentum, snapshots": Method("sghmc", "average", {"cycles": 4}),
     "momentum, ensemble of 4": Method("sghmc", "average", {"members": 4}),
@@ -55,11 +55,12 @@ RIVALS_IN_FULL = {
 METHODS = ARTICLES | BESTS | RIVALS | RIVALS_IN_FULL
 GRIDS = {
     "pairs": {
-        "momentum": grid(learning_rate=[0.05, 0.1, 0.2], weight_decay=[2e-3, 4e-3, 8e-3]),
+        "momentum": grid(learning_rate=[0.1, 0.2, 0.4], weight_decay=[2e-3, 4e-3, 8e-3]),
         "sghmc": grid(
             learning_rate=[0.1], weight_decay=[2e-3, 4e-3, 8e-3], temperature=[1e-5, 3e-5, 1e-4]
         ),
-        "adamw": grid(learning_rate=[3e-3, 6e-3, 1.2e-2], weight_decay=[0.1, 0.3, 1.0]),
+        "ivon": grid(learning_rate=[0.5, 1.0, 1.5], weight_decay=[2e-3, 4e-3, 8e-3]),
+        "adamw": grid(learning_rate=[6e-3, 1.2e-2, 2.4e-2], weight_decay=[0.1, 0.3, 1.0]),
     },
     "digits": {
         "momentum": grid(learning_rate=[0.003, 0.01, 0.03], weight_decay=[1e-3, 3e-3, 1e-2, 3e-2]),
@@ -125,10 +126,12 @@ def compare(
     ]
 
 
-def on_pairs(column: str, size: str, keep: Keep) -> dict[str, tuple[dict[str, Any], float]]:
-    """The results on pairs of digits that several claims read: a column's methods, all rivals."""
-    methods = {ARTICLE: ARTICLES[ARTICLE]} if column == "article" else BESTS
-    methods = methods | RIVALS | (RIVALS_IN_FULL if size == "full" else {})
+OF_COLUMN = {"article": ARTICLE, "best": BEST}
+
+
+def on_pairs(method: str, size: str, keep: Keep) -> dict[str, tuple[dict[str, Any], float]]:
+    """The results on pairs of digits that several claims read: a method's, and of all rivals."""
+    methods = {method: METHODS[method]} | RIVALS | (RIVALS_IN_FULL if size == "full" else {})
     settings = frozen_settings.load("pairs, overfits")["0 %"]
     return run_methods(networks.PAIRS, methods, settings, 0.0, networks.SIZES["pairs"][size], keep)
 
