@@ -179,10 +179,28 @@ OPTIMIZERS: dict[str, Callable[[Settings, jax.Array], optax.GradientTransformati
 PERTURBS = ("weight noise", "ivon")  # their gradients are those at another point
 
 
-@partial(jax.jit, static_argnames=("task", "method", "epochs"))
+@partial(jax.jit, static_argnames=("task", "members"))
+def draw_starts(keys: jax.Array, *, task: Task, members: int) -> Any:
+    """The initial parameters of each seed and member, `[seeds, members]` before their shapes."""
+    of_seed = lambda key: jax.vmap(task.init)(jax.random.split(key, members))
+    return jax.vmap(of_seed)(keys)
+
+
+def draw_batches(task: Task, seeds: range, epochs: int) -> np.ndarray:
+    """The order of the examples, `[seeds, epochs, steps, batch]`."""
+    steps = task.train // task.batch  # of a pass
+    orders = []
+    for seed in seeds:
+        rng = np.random.default_rng([seed, 13])
+        passes = [rng.permutation(task.train) for _ in range(epochs * task.passes)]
+        orders.append(np.array(passes, np.int32)[:, : steps * task.batch])
+    return np.reshape(orders, (len(seeds), epochs, task.passes * steps, task.batch))
+
+
+@partial(jax.jit, static_argnames=("task", "method"))
 def train(
     x: jax.Array, tests: jax.Array, orders: jax.Array, labels: jax.Array, keys: jax.Array,
-    hp: Settings, *, task: Task, method: str, epochs: int,
+    starts: Any, batches: jax.Array, hp: Settings, *, task: Task, method: str,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """Of each seed the probabilities after every epoch, of the weights and of their mean.
 
@@ -190,13 +208,16 @@ def train(
     classes]`. Mean weights are those of the second half of the epochs so far. The members of an
     ensemble share the epochs.
     """
-    steps = task.passes * (task.train // task.batch)  # an epoch
+    epochs, steps = batches.shape[1:3]
     hp = hp | {"steps": epochs * steps, "examples": task.train}
+    span = epochs // hp["members"]  # epochs of a member
 
-    def of_seed(order: jax.Array, labels: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def of_seed(
+        order: jax.Array, labels: jax.Array, key: jax.Array, starts: Any, batches: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         mine = x[order]
         shown = jnp.concatenate([mine[task.train :], tests])
-        tx = optax.with_extra_args_support(OPTIMIZERS[method](hp, jax.random.fold_in(key, 0)))
+        tx = optax.with_extra_args_support(OPTIMIZERS[method](hp, key))
 
         def loss(params: Any, batch: jax.Array) -> jax.Array:
             targets = jax.nn.one_hot(labels[batch], task.classes)
@@ -209,16 +230,14 @@ def train(
             updates, state = tx.update(jax.grad(loss)(point, batch), state, params)
             return (optax.apply_updates(params, updates), state), None
 
-        def epoch(carry: Any, number: jax.Array) -> tuple[Any, jax.Array]:
+        def epoch(carry: Any, what: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
             (params, state), total = carry
-            epoch_key = jax.random.fold_in(key, 2 + number)
-            again = (number > 0) & (number % (epochs // hp["members"]) == 0) & (hp["members"] > 1)
-            anew = task.init(jax.random.fold_in(epoch_key, 1))
-            params = jax.tree.map(partial(jnp.where, again), anew, params)
-            of_pass = lambda key: jax.random.permutation(key, task.train)
-            batches = jax.vmap(of_pass)(jax.random.split(epoch_key, task.passes))
-            batches = batches[:, : task.train // task.batch * task.batch]
-            batches = batches.reshape(steps, task.batch)
+            number, batches = what
+            begins = number % span == 0
+            params = jax.tree.map(
+                lambda p, start: jnp.where(begins & (number > 0), start[number // span], p),
+                params, starts,
+            )  # fmt: skip
             if method == "sam":  # both gradients of a step are of one batch
                 batches = jnp.repeat(batches[::2], 2, axis=0)[:steps]
             (params, state), _ = jax.lax.scan(step, (params, state), batches)
@@ -231,12 +250,12 @@ def train(
             mean = lambda total: (until(total, end) - until(total, half)) / (end - half)
             return task.probs(jax.tree.map(mean, totals), shown)
 
-        params = task.init(jax.random.fold_in(key, 1))
+        params = jax.tree.map(lambda start: start[0], starts)
         start = (params, tx.init(params)), jax.tree.map(jnp.zeros_like, params)
-        _, (probs, totals) = jax.lax.scan(epoch, start, jnp.arange(epochs))
+        _, (probs, totals) = jax.lax.scan(epoch, start, (jnp.arange(epochs), batches))
         return probs, jax.lax.map(partial(of_mean, totals), 1 + jnp.arange(epochs))
 
-    seeds = orders, labels, keys
+    seeds = orders, labels, keys, starts, batches
     return jax.vmap(of_seed)(*seeds) if task.vmapped else jax.lax.map(lambda s: of_seed(*s), seeds)
 
 
@@ -266,9 +285,11 @@ def predictions(
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds.start, seeds.stop))
     hp = DEFAULTS | run.hp
     epochs = int(hp.pop("epochs"))
+    starts, _ = run_timed(draw_starts, keys, static={"task": task, "members": hp["members"]})
+    batches = draw_batches(task, seeds, epochs)
     (last, mean), seconds = run_timed(
-        train, x, tests if with_tests else tests[:0], orders, labels, keys, hp,
-        static={"task": task, "method": run.method, "epochs": epochs},
+        train, x, tests if with_tests else tests[:0], orders, labels, keys, starts, batches, hp,
+        static={"task": task, "method": run.method},
     )  # fmt: skip
     last, mean = (np.nan_to_num(p, nan=1 / task.classes) for p in (last, mean))
     if (parts := max(hp["members"], hp["cycles"])) > 1:
