@@ -24,20 +24,21 @@ class Method(NamedTuple):
 
 NOISE, COSINE = {"weight_std": 0.03}, {"cycles": 1}
 ARTICLE, COOLED = "sghmc", "sghmc, cooled"
-BEST, WEIGHT_NOISE = "ivon, average", "weight noise, mean weights"
+BEST, UNTUNED, BAYES = "weight noise, mean weights", "weight noise, cosine", "ivon, average"
 ARTICLES = {
     ARTICLE: Method("sghmc", "average", {}, "sghmc"),
     COOLED: Method("sghmc", "last", {"cool": 1.0}, "sghmc"),
 }
 BESTS = {
-    BEST: Method("ivon", "average", COSINE, "ivon"),
-    WEIGHT_NOISE: Method("weight noise", "mean weights", NOISE),
+    BEST: Method("weight noise", "mean weights", NOISE),
+    UNTUNED: Method("weight noise", "last", NOISE | COSINE),
+    BAYES: Method("ivon", "average", COSINE, "ivon"),
 }
 RIVALS = {
     "momentum, average": Method("sghmc", "average"),
     "momentum, mean weights": Method("sghmc", "mean weights"),
-    "momentum, stopped early": Method("sghmc", "stopped early"),
     "momentum, cosine": Method("sghmc", "last", COSINE),
+    "momentum, snapshots": Method("sghmc", "average", {"cycles": 4}),
     "adamw, average": Method("adamw", "average", {}, "adamw"),
     "adamw, mean weights": Method("adamw", "mean weights", {}, "adamw"),
     "adamw, cosine": Method("adamw", "last", COSINE, "adamw"),
@@ -45,7 +46,7 @@ RIVALS = {
 RIVALS_IN_FULL = {
     "SAM, cosine": Method("sam", "last", COSINE),
     "momentum, last": Method("sghmc", "last"),
-    "momentum, snapshots": Method("sghmc", "average", {"cycles": 4}),
+    "momentum, stopped early": Method("sghmc", "stopped early"),
     "momentum, ensemble of 4": Method("sghmc", "average", {"members": 4}),
     "momentum, cosine, smooth labels": Method("sghmc", "last", COSINE | {"smoothing": 0.1}),
     "adamw, last": Method("adamw", "last", {}, "adamw"),
