@@ -15,7 +15,7 @@ from ..problems import network_methods
 from ..protocol.cells import Keep
 from ..protocol.pairs import Entry
 
-METRIC = "gradients until {}'s last test NLL, % of the run"
+METRIC = "gradients until the last test NLL of {}, % of the run"
 GOALS_OF = {
     "pairs of digits": "momentum, snapshots",
     "pairs of digits, an easy goal": "adamw, average",
@@ -38,7 +38,7 @@ def run(size: str, keep: Keep) -> list[Entry]:
         for setting, rival in GOALS_OF.items():
             goal = np.asarray(everyone[rival][0]["NLL"])
             entries += network_methods.compare(
-                "converges", column, setting, METRIC.format(rival.replace(", ", "'s ")), results,
+                "converges", column, setting, METRIC.format(rival.replace(", ", " with ")), results,
                 partial(gradients_until, goal), control="easy" in setting,
             )  # fmt: skip
     return entries

@@ -222,6 +222,8 @@ def plot_gaps(by_size: dict[str, dict[int, list[Entry]]], path: Path) -> None:
     for ax, (title, of) in zip(axes.flat, by_size.items(), strict=True):
         for rival, color in zip(RIVALS_IN_FULL, colors, strict=True):
             mine = [each for entries in of.values() for each in entries if each["rival"] == rival]
+            if not mine:  # left to the full trial
+                continue
             above = [-each["difference"] for each in mine]
             ends = [[-end for end in each["interval"]] for each in mine]
             ax.plot(list(of), above, "o-", color=color, label=rival, linewidth=1.8)
