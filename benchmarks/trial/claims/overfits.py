@@ -56,9 +56,9 @@ def run(size: str, keep: Keep, task: Task = PAIRS) -> list[Entry]:
         early = network_methods.with_curves(results)
         of = partial(network_methods.compare, "overfits", column)
         for kind, metric in METRICS.items():
-            setting = f"pairs of digits, 100 classes{by}: {kind}"
+            setting = f"{network_methods.pairs_of(size)}, 100 classes{by}: {kind}"
             entries += of(setting, metric, results, itemgetter(kind))
-        setting = f"pairs of digits, a quarter of the run{by}: NLL"
+        setting = f"{network_methods.pairs_of(size)}, a quarter of the run{by}: NLL"
         entries += of(setting, METRICS["NLL"], early, after_a_quarter, control=True)
     return entries + (with_wrong_labels(size, keep, networks.DIGITS) if size == "full" else [])
 

@@ -41,9 +41,9 @@ RIVALS = {
     "momentum, snapshots": Method("sghmc", "average", {"cycles": 4}),
     "adamw, average": Method("adamw", "average", {}, "adamw"),
     "adamw, mean weights": Method("adamw", "mean weights", {}, "adamw"),
-    "adamw, cosine": Method("adamw", "last", COSINE, "adamw"),
 }
 RIVALS_IN_FULL = {
+    "adamw, cosine": Method("adamw", "last", COSINE, "adamw"),
     "SAM, cosine": Method("sam", "last", COSINE),
     "momentum, last": Method("sghmc", "last"),
     "momentum, stopped early": Method("sghmc", "stopped early"),
@@ -130,9 +130,22 @@ def compare(
 OF_COLUMN = {"article": ARTICLE, "best": BEST}
 
 
+def rivals(size: str) -> dict[str, Method]:
+    """Those of a size: the shortest compiles no AdamW."""
+    if size == "quick":
+        return {name: of for name, of in RIVALS.items() if of.optimizer != "adamw"}
+    return RIVALS | (RIVALS_IN_FULL if size == "full" else {})
+
+
+def pairs_of(size: str) -> str:
+    """The name of the task at a size: in full there are more seeds."""
+    seeds = networks.SIZES["pairs"][size].seeds
+    return "pairs of digits" + (f", {seeds} seeds" if size == "full" else "")
+
+
 def on_pairs(method: str, size: str, keep: Keep) -> dict[str, tuple[dict[str, Any], float]]:
     """The results on pairs of digits that several claims read: a method's, and of all rivals."""
-    methods = {method: METHODS[method]} | RIVALS | (RIVALS_IN_FULL if size == "full" else {})
+    methods = {method: METHODS[method]} | rivals(size)
     settings = frozen_settings.load("pairs, overfits")["0 %"]
     return run_methods(networks.PAIRS, methods, settings, 0.0, networks.SIZES["pairs"][size], keep)
 
