@@ -40,7 +40,8 @@ def run(size: str, keep: Keep) -> list[Entry]:
                 continue
             goal = np.asarray(everyone[rival][0]["NLL"])
             entries += network_methods.compare(
-                "converges", column, f"{network_methods.pairs_of(size)}{which}", METRIC.format(rival.replace(", ", " with ")), results,
+                "converges", column, network_methods.pairs_of(size) + which,
+                METRIC.format(rival.replace(", ", " with ")), results,
                 partial(gradients_until, goal), control=bool(which),
             )  # fmt: skip
     return entries
