@@ -4,7 +4,8 @@ Two digits side by side, in 100 classes of 8 examples each on average, shown 80 
 article's step is `sghmc`, averaged; diffopt's best is momentum whose gradients are taken at
 perturbed weights (`weight_noise`), with mean weights. Rivals are momentum and AdamW, tuned by as
 many trials on a validation split, with averages, mean weights, cosines and snapshots; in full SAM,
-ensembles at equal cost, early stopping and smooth labels too, and `ivon`. The control is a quarter
+ensembles at equal cost, early stopping and smooth labels too, and `ivon`, which decides
+nothing. The control is a quarter
 of the run, when little has overfitted. In full, and on CIFAR-10 where it is named, the article's
 step is tried on wrong labels, of which no clean validation set says when to stop.
 """
@@ -57,7 +58,7 @@ def run(size: str, keep: Keep, task: Task = PAIRS) -> list[Entry]:
         of = partial(network_methods.compare, "overfits", column)
         for kind, metric in METRICS.items():
             setting = f"{network_methods.pairs_of(size)}, 100 classes{by}: {kind}"
-            entries += of(setting, metric, results, itemgetter(kind))
+            entries += of(setting, metric, results, itemgetter(kind), control=bool(by))
         setting = f"{network_methods.pairs_of(size)}, a quarter of the run{by}: NLL"
         entries += of(setting, METRICS["NLL"], early, after_a_quarter, control=True)
     return entries + (with_wrong_labels(size, keep, networks.DIGITS) if size == "full" else [])
