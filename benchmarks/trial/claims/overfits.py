@@ -4,10 +4,10 @@ Two digits side by side, in 100 classes of 8 examples each on average, shown 80 
 article's step is `sghmc`, averaged; diffopt's best is momentum whose gradients are taken at
 perturbed weights (`weight_noise`), with mean weights. Rivals are momentum and AdamW, tuned by as
 many trials on a validation split, with averages, mean weights, cosines and snapshots; in full SAM,
-ensembles at equal cost, early stopping and smooth labels too, and `ivon`, which decides
-nothing. The control is a quarter
-of the run, when little has overfitted. In full, and on CIFAR-10 where it is named, the article's
-step is tried on wrong labels, of which no clean validation set says when to stop.
+ensembles at equal cost, early stopping and smooth labels too, and `ivon`, which decides nothing.
+The control is a quarter of the run, when little has overfitted. In full, and on CIFAR-10 where it
+is named, the article's step is tried on wrong labels, of which no clean validation set says when to
+stop.
 """
 
 from functools import partial
