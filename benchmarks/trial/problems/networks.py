@@ -352,7 +352,7 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "pairs": {"quick": Size(5, 12), "default": Size(20, 12), "full": Size(20, 24)},
+    "pairs": {"quick": Size(4, 12), "default": Size(20, 12), "full": Size(20, 24)},
     "digits": {"quick": Size(20, 12), "default": Size(60, 16), "full": Size(60, 32)},
     "CIFAR-10": {"quick": Size(4, 12), "default": Size(12, 12), "full": Size(30, 12)},
     "digits, the CNN": {"default": Size(12, 16), "full": Size(12, 32)},
