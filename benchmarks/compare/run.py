@@ -210,7 +210,6 @@ def train(
         probs = [classify(params, x) for x in images]
         if epoch.number in averaged:
             sums = [total + p for total, p in zip(sums, probs, strict=True)]
-        train_scores = evaluate(classify(params, dataset.train_images), dataset.train_labels)
         test_scores = evaluate(probs[0], dataset.test_labels)
         step = epoch.number * len(epoch.losses)
         means, losses = means_of_200(losses + epoch.losses.tolist(), step)
@@ -220,7 +219,6 @@ def train(
                 "step": step,
                 "loss": float(epoch.losses.mean()),
                 "loss_every_200": means,
-                "train_accuracy": train_scores.accuracy,
                 "test_accuracy": test_scores.accuracy,
                 "test_nll": test_scores.nll,
                 "step_time": epoch.seconds / len(epoch.losses),
@@ -232,6 +230,7 @@ def train(
             checkpoint.save(checkpoints, epoch.number, (params, epoch.opt_state, sums), log)
 
     last = [classify(params, x) for x in images]
+    on_train = evaluate(classify(params, dataset.train_images), dataset.train_labels)
     average = [total / len(averaged) for total in sums]
     record = {
         "optimizer": name,
@@ -239,7 +238,7 @@ def train(
         "learning_rate": lr,
         "temperature": temperature,
         **evaluate_both(*last),
-        "train_accuracy": history[-1]["train_accuracy"],
+        "train_accuracy": on_train.accuracy,
         "average": evaluate_both(*average),
         "step_time": min(h["step_time"] for h in history),  # that nothing else disturbed
         "compile_time": program.compile_time,

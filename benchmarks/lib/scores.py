@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import entr
@@ -27,11 +26,11 @@ def evaluate(probs: ArrayLike, labels: ArrayLike) -> Scores:
     confidence, weighted by the examples in each (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
     All but the accuracy are NaN if a prediction is NaN, as after a divergence.
     """
-    probs, labels = jnp.asarray(probs), jnp.asarray(labels)
-    likelihood = jnp.take_along_axis(probs, labels[:, None], axis=1)
+    probs, labels = np.asarray(probs), np.asarray(labels)
+    likelihood = np.take_along_axis(probs, labels[:, None], axis=1)
     return Scores(
         accuracy=float((probs.argmax(1) == labels).mean()),
-        nll=float(-jnp.log(likelihood.clip(1e-30)).mean()),
+        nll=float(-np.log(likelihood.clip(1e-30)).mean()),
         brier=brier(probs, labels),
         ece=calibration_error(probs, labels),
     )

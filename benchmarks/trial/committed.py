@@ -9,13 +9,14 @@ FILE = "trial_full.json"
 
 
 def left_out(entries: list[Entry]) -> list[Entry]:
-    """The committed entries of all settings but those of `entries`, with date and versions."""
-    run = {(each["claim"], each["column"], each["setting"]) for each in entries}
-    return [
-        each
-        for each in dated(load(FILE))
-        if (each["claim"], each["column"], each["setting"]) not in run
-    ]
+    """The committed entries of all settings and rivals but those of `entries`, with their date."""
+    run = {what_of(each) for each in entries}
+    return [each for each in dated(load(FILE)) if what_of(each) not in run]
+
+
+def what_of(entry: Entry) -> tuple[str, ...]:
+    """What an entry is about: no two entries of a run are about the same."""
+    return tuple(entry[name] for name in ("claim", "column", "setting", "rival"))
 
 
 def dated(metrics: dict[str, Any]) -> list[Entry]:

@@ -49,7 +49,7 @@ def dense() -> Work:
     """Three dense layers at a batch of 16."""
     x = jax.random.normal(jax.random.key(0), (16, 64))
     params = digits.init_network(jax.random.key(1))
-    return Work(digits.mean_loss, params, (x, jnp.arange(16) % 10), 200)
+    return Work(digits.mean_loss, params, (x, jnp.arange(16) % 10), 100)
 
 
 def block(params: dict[str, jax.Array], x: jax.Array, heads: int = 4) -> jax.Array:
@@ -98,7 +98,7 @@ class Size(NamedTuple):
 
 SIZES = {
     "quick": Size(12, 1, (CONTROLS[0],), NOISES[:1]),
-    "default": Size(24, 1, ("the article's network, batch 100", CONTROLS[0]), NOISES[:1]),
+    "default": Size(14, 1, ("the article's network, batch 100", CONTROLS[0]), NOISES[:1]),
     "full": Size(200, 3, tuple(WORKS), NOISES),
 }
 

@@ -78,12 +78,12 @@ def until_half(own: dict[str, Any]) -> dict[str, Any]:
 def run(size: str, keep: Keep) -> list[Entry]:
     """The entries of the claim."""
     entries = []
-    for column in ("article", "best"):
-        results = network_methods.with_curves(network_methods.on_pairs(column, size, keep))
+    for column, method in network_methods.OF_COLUMN.items():
+        results = network_methods.with_curves(network_methods.on_pairs(method, size, keep))
         of = partial(network_methods.compare, "stable", column)
-        entries += of("pairs of digits", RISE, results, rise)
+        entries += of(network_methods.pairs_of(size), RISE, results, rise)
         entries += of(
-            "pairs of digits, half of the run", RISE, results,
+            f"{network_methods.pairs_of(size)}, half of the run", RISE, results,
             lambda own: rise(until_half(own)), control=True,
         )  # fmt: skip
     return entries + (follow_streams(keep) if size == "full" else [])

@@ -24,28 +24,29 @@ class Method(NamedTuple):
 
 NOISE, COSINE = {"weight_std": 0.03}, {"cycles": 1}
 ARTICLE, COOLED = "sghmc", "sghmc, cooled"
-BEST, BEST_AVERAGE = "weight noise, mean weights", "weight noise, average"
+BEST, UNTUNED, BAYES = "weight noise, mean weights", "weight noise, cosine", "ivon, average"
 ARTICLES = {
     ARTICLE: Method("sghmc", "average", {}, "sghmc"),
     COOLED: Method("sghmc", "last", {"cool": 1.0}, "sghmc"),
 }
 BESTS = {
     BEST: Method("weight noise", "mean weights", NOISE),
-    BEST_AVERAGE: Method("weight noise", "average", NOISE),
+    UNTUNED: Method("weight noise", "last", NOISE | COSINE),
+    BAYES: Method("ivon", "average", COSINE, "ivon"),
 }
 RIVALS = {
     "momentum, average": Method("sghmc", "average"),
     "momentum, mean weights": Method("sghmc", "mean weights"),
-    "momentum, stopped early": Method("sghmc", "stopped early"),
     "momentum, cosine": Method("sghmc", "last", COSINE),
+    "momentum, snapshots": Method("sghmc", "average", {"cycles": 4}),
     "adamw, average": Method("adamw", "average", {}, "adamw"),
     "adamw, mean weights": Method("adamw", "mean weights", {}, "adamw"),
-    "adamw, cosine": Method("adamw", "last", COSINE, "adamw"),
-    "SAM, cosine": Method("sam", "last", COSINE),
 }
 RIVALS_IN_FULL = {
+    "adamw, cosine": Method("adamw", "last", COSINE, "adamw"),
+    "SAM, cosine": Method("sam", "last", COSINE),
     "momentum, last": Method("sghmc", "last"),
-    "momentum, snapshots": Method("sghmc", "average", {"cycles": 4}),
+    "momentum, stopped early": Method("sghmc", "stopped early"),
     "momentum, ensemble of 4": Method("sghmc", "average", {"members": 4}),
     "momentum, cosine, smooth labels": Method("sghmc", "last", COSINE | {"smoothing": 0.1}),
     "adamw, last": Method("adamw", "last", {}, "adamw"),
@@ -55,11 +56,12 @@ RIVALS_IN_FULL = {
 METHODS = ARTICLES | BESTS | RIVALS | RIVALS_IN_FULL
 GRIDS = {
     "pairs": {
-        "momentum": grid(learning_rate=[0.05, 0.1, 0.2], weight_decay=[2e-3, 4e-3, 8e-3]),
+        "momentum": grid(learning_rate=[0.1, 0.2, 0.4], weight_decay=[2e-3, 4e-3, 8e-3]),
         "sghmc": grid(
             learning_rate=[0.1], weight_decay=[2e-3, 4e-3, 8e-3], temperature=[1e-5, 3e-5, 1e-4]
         ),
-        "adamw": grid(learning_rate=[3e-3, 6e-3, 1.2e-2], weight_decay=[0.1, 0.3, 1.0]),
+        "ivon": grid(learning_rate=[0.5, 1.0, 1.5], weight_decay=[2e-3, 4e-3, 8e-3]),
+        "adamw": grid(learning_rate=[6e-3, 1.2e-2, 2.4e-2], weight_decay=[0.1, 0.3, 1.0]),
     },
     "digits": {
         "momentum": grid(learning_rate=[0.003, 0.01, 0.03], weight_decay=[1e-3, 3e-3, 1e-2, 3e-2]),
@@ -125,10 +127,25 @@ def compare(
     ]
 
 
-def on_pairs(column: str, size: str, keep: Keep) -> dict[str, tuple[dict[str, Any], float]]:
-    """The results on pairs of digits that several claims read: a column's methods, all rivals."""
-    methods = {ARTICLE: ARTICLES[ARTICLE]} if column == "article" else BESTS
-    methods = methods | RIVALS | (RIVALS_IN_FULL if size == "full" else {})
+OF_COLUMN = {"article": ARTICLE, "best": BEST}
+
+
+def rivals(size: str) -> dict[str, Method]:
+    """Those of a size: the shortest compiles no AdamW."""
+    if size == "quick":
+        return {name: of for name, of in RIVALS.items() if of.optimizer != "adamw"}
+    return RIVALS | (RIVALS_IN_FULL if size == "full" else {})
+
+
+def pairs_of(size: str) -> str:
+    """The name of the task at a size: in full there are more seeds."""
+    seeds = networks.SIZES["pairs"][size].seeds
+    return "pairs of digits" + (f", {seeds} seeds" if size == "full" else "")
+
+
+def on_pairs(method: str, size: str, keep: Keep) -> dict[str, tuple[dict[str, Any], float]]:
+    """The results on pairs of digits that several claims read: a method's, and of all rivals."""
+    methods = {method: METHODS[method]} | rivals(size)
     settings = frozen_settings.load("pairs, overfits")["0 %"]
     return run_methods(networks.PAIRS, methods, settings, 0.0, networks.SIZES["pairs"][size], keep)
 

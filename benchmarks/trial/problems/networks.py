@@ -35,7 +35,8 @@ class Task(NamedTuple):
 
     `load()` gives the examples and labels of the training set and of the test set, `init(key)` the
     initial parameters, `logits(params, x)` those of a batch, and `probs(params, x)` the
-    probabilities of any number of examples. Seeds are vmapped, or trained one after another.
+    probabilities of any number of examples. Seeds are vmapped, or trained one after another. An
+    epoch, after which a network predicts, is `passes` over the training set.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Task(NamedTuple):
     batch: int
     vmapped: bool
     classes: int = 10
+    passes: int = 1
 
     @property
     def prefix(self) -> str:
@@ -65,7 +67,7 @@ DIGITS = Task(
 PAIRS = Task(
     "pairs", digits.load_pairs, lambda key: digits.init_network(key, (128, 64, 64, 100)),
     digits.network, lambda params, x: jax.nn.softmax(digits.network(params, x)),
-    train=800, validation=200, batch=50, vmapped=True, classes=100,
+    train=800, validation=200, batch=50, vmapped=True, classes=100, passes=4,
 )  # fmt: skip
 
 
@@ -149,6 +151,14 @@ def weight_noise(hp: Settings, key: jax.Array) -> optax.GradientTransformation:
     return optax.chain(noise, sghmc(hp, key))
 
 
+def ivon(hp: Settings, key: jax.Array) -> optax.GradientTransformation:
+    """The variational online Newton method, whose noise grows by e² over the run."""
+    return diffopt.ivon(
+        learning_rate(hp), hp["examples"], weight_decay=hp["weight_decay"],
+        hess_decay=1 - 2 / hp["steps"], key=key,
+    )  # fmt: skip
+
+
 def sam(hp: Settings, _: jax.Array) -> optax.GradientTransformation:
     """Sharpness-aware minimization with momentum: of two gradients, one climbs and one descends."""
     steps = lambda t: learning_rate(hp)(2 * t)
@@ -162,29 +172,52 @@ def sam(hp: Settings, _: jax.Array) -> optax.GradientTransformation:
 OPTIMIZERS: dict[str, Callable[[Settings, jax.Array], optax.GradientTransformation]] = {
     "sghmc": sghmc,
     "weight noise": weight_noise,
+    "ivon": ivon,
     "sam": sam,
     "adamw": lambda hp, _: optax.adamw(learning_rate(hp), weight_decay=hp["weight_decay"]),
 }
+PERTURBS = ("weight noise", "ivon")  # their gradients are those at another point
 
 
-@partial(jax.jit, static_argnames=("task", "method", "epochs"))
+@partial(jax.jit, static_argnames=("task", "members"))
+def draw_starts(keys: jax.Array, *, task: Task, members: int) -> Any:
+    """The initial parameters of each seed and member, `[seeds, members]` before their shapes."""
+    of_seed = lambda key: jax.vmap(task.init)(jax.random.split(key, members))
+    return jax.vmap(of_seed)(keys)
+
+
+def draw_batches(task: Task, seeds: range, epochs: int) -> np.ndarray:
+    """The order of the examples, `[seeds, epochs, steps, batch]`."""
+    steps = task.train // task.batch  # of a pass
+    orders = []
+    for seed in seeds:
+        rng = np.random.default_rng([seed, 13])
+        passes = [rng.permutation(task.train) for _ in range(epochs * task.passes)]
+        orders.append(np.array(passes, np.int32)[:, : steps * task.batch])
+    return np.reshape(orders, (len(seeds), epochs, task.passes * steps, task.batch))
+
+
+@partial(jax.jit, static_argnames=("task", "method"))
 def train(
     x: jax.Array, tests: jax.Array, orders: jax.Array, labels: jax.Array, keys: jax.Array,
-    hp: Settings, *, task: Task, method: str, epochs: int,
+    starts: Any, batches: jax.Array, hp: Settings, *, task: Task, method: str,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
-    """Of each seed the probabilities after every epoch, and those of the mean weights.
+    """Of each seed the probabilities after every epoch, of the weights and of their mean.
 
     The examples are those of the validation split, then the test set: `[seeds, epochs, examples,
-    classes]` and `[seeds, examples, classes]`. Mean weights are those of the second half's epochs.
-    The members of an ensemble share the epochs.
+    classes]`. Mean weights are those of the second half of the epochs so far. The members of an
+    ensemble share the epochs.
     """
-    steps = task.train // task.batch  # an epoch
-    hp = hp | {"steps": epochs * steps}
+    epochs, steps = batches.shape[1:3]
+    hp = hp | {"steps": epochs * steps, "examples": task.train}
+    span = epochs // hp["members"]  # epochs of a member
 
-    def of_seed(order: jax.Array, labels: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def of_seed(
+        order: jax.Array, labels: jax.Array, key: jax.Array, starts: Any, batches: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         mine = x[order]
         shown = jnp.concatenate([mine[task.train :], tests])
-        tx = optax.with_extra_args_support(OPTIMIZERS[method](hp, jax.random.fold_in(key, 0)))
+        tx = optax.with_extra_args_support(OPTIMIZERS[method](hp, key))
 
         def loss(params: Any, batch: jax.Array) -> jax.Array:
             targets = jax.nn.one_hot(labels[batch], task.classes)
@@ -193,32 +226,36 @@ def train(
 
         def step(carry: Any, batch: jax.Array) -> tuple[Any, None]:
             params, state = carry
-            point = diffopt.perturbed(params, state) if method == "weight noise" else params
+            point = diffopt.perturbed(params, state) if method in PERTURBS else params
             updates, state = tx.update(jax.grad(loss)(point, batch), state, params)
             return (optax.apply_updates(params, updates), state), None
 
-        def epoch(carry: Any, number: jax.Array) -> tuple[Any, jax.Array]:
+        def epoch(carry: Any, what: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
             (params, state), total = carry
-            epoch_key = jax.random.fold_in(key, 2 + number)
-            again = (number > 0) & (number % (epochs // hp["members"]) == 0) & (hp["members"] > 1)
-            anew = task.init(jax.random.fold_in(epoch_key, 1))
-            params = jax.tree.map(partial(jnp.where, again), anew, params)
-            batches = jax.random.permutation(epoch_key, task.train)[: steps * task.batch]
-            batches = batches.reshape(steps, task.batch)
+            number, batches = what
+            begins = number % span == 0
+            params = jax.tree.map(
+                lambda p, start: jnp.where(begins & (number > 0), start[number // span], p),
+                params, starts,
+            )  # fmt: skip
             if method == "sam":  # both gradients of a step are of one batch
                 batches = jnp.repeat(batches[::2], 2, axis=0)[:steps]
             (params, state), _ = jax.lax.scan(step, (params, state), batches)
-            add = lambda total, p: total + jnp.where(2 * number >= epochs, p, 0)
-            total = jax.tree.map(add, total, params)
-            return ((params, state), total), task.probs(params, shown)
+            total = optax.tree.add(total, params)
+            return ((params, state), total), (task.probs(params, shown), total)
 
-        params = task.init(jax.random.fold_in(key, 1))
+        def of_mean(totals: Any, end: jax.Array) -> jax.Array:
+            half = end // 2
+            until = lambda total, end: jnp.where(end > 0, total[end - 1], 0)
+            mean = lambda total: (until(total, end) - until(total, half)) / (end - half)
+            return task.probs(jax.tree.map(mean, totals), shown)
+
+        params = jax.tree.map(lambda start: start[0], starts)
         start = (params, tx.init(params)), jax.tree.map(jnp.zeros_like, params)
-        (_, total), probs = jax.lax.scan(epoch, start, jnp.arange(epochs))
-        mean = jax.tree.map(lambda total: total / (epochs // 2), total)
-        return probs, task.probs(mean, shown)
+        _, (probs, totals) = jax.lax.scan(epoch, start, (jnp.arange(epochs), batches))
+        return probs, jax.lax.map(partial(of_mean, totals), 1 + jnp.arange(epochs))
 
-    seeds = orders, labels, keys
+    seeds = orders, labels, keys, starts, batches
     return jax.vmap(of_seed)(*seeds) if task.vmapped else jax.lax.map(lambda s: of_seed(*s), seeds)
 
 
@@ -237,10 +274,10 @@ def predictions(
 ) -> tuple[dict[str, np.ndarray], np.ndarray, float]:
     """What each predictor says after every epoch, the labels of the seeds, the seconds.
 
-    `[seeds, epochs, examples, classes]`, validation split before test set; of `mean weights` and
-    `stopped early` (the epoch of the least NLL of the noisy validation labels) there is but the
-    last. The average is that of the second half of the epochs so far, or of the ends of cycles or
-    members. Where a network has diverged it predicts all classes alike.
+    `[seeds, epochs, examples, classes]`, validation split before test set; of `stopped early` (the
+    epoch of the least NLL of the noisy validation labels) there is but the last. The average is
+    that of the second half of the epochs so far, or of the ends of cycles or members. Where a
+    network has diverged it predicts all classes alike.
     """
     x, _, tests, _ = task.load()
     seeds = range(run.first_seed, run.first_seed + run.seeds)
@@ -248,9 +285,11 @@ def predictions(
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds.start, seeds.stop))
     hp = DEFAULTS | run.hp
     epochs = int(hp.pop("epochs"))
+    starts, _ = run_timed(draw_starts, keys, static={"task": task, "members": hp["members"]})
+    batches = draw_batches(task, seeds, epochs)
     (last, mean), seconds = run_timed(
-        train, x, tests if with_tests else tests[:0], orders, labels, keys, hp,
-        static={"task": task, "method": run.method, "epochs": epochs},
+        train, x, tests if with_tests else tests[:0], orders, labels, keys, starts, batches, hp,
+        static={"task": task, "method": run.method},
     )  # fmt: skip
     last, mean = (np.nan_to_num(p, nan=1 / task.classes) for p in (last, mean))
     if (parts := max(hp["members"], hp["cycles"])) > 1:
@@ -262,7 +301,7 @@ def predictions(
     held_out = slice(task.train, task.train + task.validation)
     _, nll = error_and_nll(last[:, :, : task.validation], labels[:, None, held_out])
     stopped = last[np.arange(len(last)), nll.argmin(1)]
-    found = last, average, mean[:, None], stopped[:, None]
+    found = last, average, mean, stopped[:, None]
     return dict(zip(PREDICTORS, found, strict=True)), labels, seconds
 
 
@@ -313,7 +352,7 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "pairs": {"quick": Size(10, 12), "default": Size(40, 14), "full": Size(40, 24)},
+    "pairs": {"quick": Size(4, 12), "default": Size(20, 12), "full": Size(20, 24)},
     "digits": {"quick": Size(20, 12), "default": Size(60, 16), "full": Size(60, 32)},
     "CIFAR-10": {"quick": Size(4, 12), "default": Size(12, 12), "full": Size(30, 12)},
     "digits, the CNN": {"default": Size(12, 16), "full": Size(12, 32)},
