@@ -324,7 +324,7 @@ def test_networks_learn_and_what_they_predict_is_as_named():
 def test_each_method_learns_pairs_of_digits(method):
     steps = {"adamw": 0.003, "ivon": 1.0}
     hp = {"epochs": 10, "learning_rate": steps.get(method, 0.1), "weight_std": 0.03}
-    task = networks.PAIRS._replace(train=400, validation=50, passes=1)
+    task = networks.PAIRS._replace(train=400, validation=50)
     result = networks.test(task, networks.Run(method, hp | {"cycles": 1}, 0.0, 0, 2))["values"]
     assert np.mean(result["error, last"]) < 80  # of 99 by chance
     assert np.shape(result["curve, last"]) == (2, 10)
@@ -372,7 +372,7 @@ def test_the_job_tries_claims_on_cifar10(tmp_path, monkeypatch):
     helpers.make_small(monkeypatch)
     monkeypatch.setattr(data, "cifar10", lambda folder: dataset)
     monkeypatch.setattr(data, "out_of_distribution", lambda name: dataset.test_images[:50])
-    monkeypatch.setitem(networks.SIZES["CIFAR-10"], "quick", networks.Size(2, 4))
+    monkeypatch.setitem(networks.SIZES["CIFAR-10"], "quick", networks.Size(4, 4))
     arguments = ["--dataset", "cifar10", "--data-dir", tmp_path, "--claims", "overfits", "--quick"]
     arguments += ["--epochs", "1", "--optimizers", "sgd", "--out", tmp_path]
     assert helpers.status(main, *arguments) == 0
