@@ -93,6 +93,7 @@ class Sampler(NamedTuple):
     variance: Callable | None  # on θ²/2 at T = 1, from its step size
     dtype: str = "float32"  # of the parameters it is for
     tosses: bool = False  # whether an element has but two ways to go, so that steps may be equal
+    sums: bool = False  # whether a step has a sum over all parameters
 
     @property
     def takes_noise(self):
@@ -117,8 +118,10 @@ SAMPLERS = {
     ),
     "baoab": Sampler(diffopt.baoab, None, lambda h: 1.0),
     "ubu": Sampler(diffopt.ubu, None, lambda h: ubu_covariance(h, 1.0, 1.0, 1.0)[0, 0]),
-    "mclmc": Sampler(diffopt.mclmc, None, None),  # off T by the mean curvature: see its law
-    "sgnht": Sampler(diffopt.sgnht, lambda eta: optax.sgd(eta, momentum=0.9), lambda eta: 1.0),
+    "mclmc": Sampler(diffopt.mclmc, None, None, sums=True),  # off T by the mean curvature
+    "sgnht": Sampler(
+        diffopt.sgnht, lambda eta: optax.sgd(eta, momentum=0.9), lambda eta: 1.0, sums=True
+    ),
     "lattice_walk": Sampler(diffopt.lattice_walk, optax.sgd, lambda eta: 1.0, tosses=True),
     "low_precision": Sampler(low_precision, optax.sgd, None, "bfloat16"),
     "midpoint": Sampler(midpoint, optax.sgd, lambda eta: 1.0),

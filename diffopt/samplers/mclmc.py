@@ -89,8 +89,8 @@ def mclmc(
     comes to it stops the chain. A `kinetic_temperature` of it would be T whatever the chain does;
     look at `configurational_temperature`.
 
-    Memory: one direction for each parameter. It costs four sums over the parameters more than
-    `baoab`. Choose it for effective samples of a small model, with exact gradients.
+    Memory: one direction for each parameter, and within a step one number more, as each sum needs
+    the whole of what comes before. It costs four sums over the parameters more than `baoab`. Choose it for effective samples of a small model, with exact gradients.
 
     Args:
       step_size: h > 0, in units of time, as in `baoab`: a number, a 0-d array or a schedule of the
@@ -139,9 +139,10 @@ def mclmc(
 
     def step(g: Any, xi: Any, state: MicrocanonicalState) -> tuple[Any, MicrocanonicalState]:
         h, T = value_at(step_size, state.count), value_at(temperature, state.count)
-        gamma, d = as_float(friction), count_degrees(g)
+        gamma = as_float(friction)
+        d = jnp.asarray(count_degrees(g), float).astype(jnp.float32)  # an int32 ends at 2³¹
         c, scale = jnp.exp(-gamma * h), root(-jnp.expm1(-2 * gamma * h))
-        half_kick = ratio(h, 2 * root(T)) * d / max(d - 1, 1)
+        half_kick = ratio(h, 2 * root(T)) * d / jnp.maximum(d - 1, 1)
         size = _size(g)
         delta = (state.half_kick + half_kick) * size
         e = jax.tree.map(lambda g: -ratio(1, size) * g, g)

@@ -129,7 +129,7 @@ def same_parameters(name, noise):
             error = farthest(found, expected) / moved
             if scale > 0:  # rounding, which in 16 bits can round a parameter up instead of down
                 assert error < (1e-3 if name == "low_precision" else 1e-5), (placement, error)
-            elif name == "sgnht":  # its sum over parameters is taken in another order
+            elif SAMPLERS[name].sums:  # taken in another order
                 assert error < 1e-6, (placement, error)
             else:
                 assert error == 0, (placement, error)
@@ -152,7 +152,7 @@ def shard_by_shard(name, noise, kind=AxisType.Auto):
     state = tx.init(params)
     with jax.set_mesh(mesh):
         compiled = jax.jit(tx.update).lower(params, state, params).compile()
-    allowed = {"f32[]", "()"} if name == "sgnht" else set()  # its kinetic energy
+    allowed = {"f32[]", "()"} if SAMPLERS[name].sums else set()
     assert {shape for shape, _ in collectives(compiled)} <= allowed, collectives(compiled)
     drawn = generators(compiled)
     assert not drawn & {shapes[k] for k in ("rows", "columns", "conv")}, drawn
@@ -165,7 +165,7 @@ def shard_by_shard(name, noise, kind=AxisType.Auto):
         assert update.sharding.is_equivalent_to(params[k].sharding, update.ndim), k
         found, one = np.float32(update), np.float32(expected[k])
         # ubu's two increments are added in one instruction or in two, as XLA sees fit
-        atol = {"sgnht": 1e-6, "ubu": 2e-9}.get(name, 0)
+        atol = 1e-6 if SAMPLERS[name].sums else 2e-9 if name == "ubu" else 0
         np.testing.assert_allclose(found, one, rtol=0, atol=atol)
 
 

@@ -98,7 +98,7 @@ keeps_more = pytest.mark.xfail(
 )
 
 
-KEEPS_MORE = ("baoab", "ubu", "lattice_walk", "low_precision")
+KEEPS_MORE = ("baoab", "ubu", "mclmc", "lattice_walk", "low_precision")
 
 
 def size(tree):
