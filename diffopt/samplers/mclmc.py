@@ -90,7 +90,8 @@ def mclmc(
     look at `configurational_temperature`.
 
     Memory: one direction for each parameter, and within a step one number more, as each sum needs
-    the whole of what comes before. It costs four sums over the parameters more than `baoab`. Choose it for effective samples of a small model, with exact gradients.
+    the whole of what comes before. It costs four sums over the parameters more than `baoab`. Choose
+    it for effective samples of a small model, with exact gradients.
 
     Args:
       step_size: h > 0, in units of time, as in `baoab`: a number, a 0-d array or a schedule of the
