@@ -156,3 +156,9 @@ def test_an_error_of_a_loss_of_many_leaves_is_short():
     with pytest.raises(ZeroDivisionError) as caught:
         diffopt.sample(diffopt.sgld(0.1, 1.0), lambda p: 1 / 0, [jnp.zeros(2)] * 99, num_steps=1)
     assert caught.value.__notes__[-1].endswith("params[7] float32[2], ...")
+
+
+@pytest.mark.parametrize("tx", [1e-3, optax.adamw])
+def test_what_is_no_transformation_is_not_stored_in_16_bits(tx):
+    with pytest.raises(TypeError, match="tx must be an Optax transformation, got"):
+        diffopt.low_precision(tx)
