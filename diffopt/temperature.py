@@ -128,9 +128,10 @@ def kinetic_temperature(opt_state: Any) -> Temperature:
     """
     states = find_states(opt_state, "velocity", "mass")
     if len(states) != 1:
+        cure = "pass one of them alone" if states else "take configurational_temperature"
         raise ValueError(
             "opt_state must hold exactly one state with velocity and mass, such as sghmc's, baoab's"
-            f" or sgnht's, got {len(states)}: pass that state alone"
+            f" or sgnht's, got {len(states)}: {cure}"
         )
     (state,) = states
     velocity, mass = state.velocity, state.mass

@@ -13,7 +13,7 @@ from .._types import Batch, Key, Loss, Params, Sampler
 from ..inputs.callables import check_sampler
 from ..inputs.keys import check_key
 from ..inputs.scalars import check_int, check_number
-from ..inputs.trees import count_degrees, leading_length, place_beside
+from ..inputs.trees import count_degrees, describe_shapes, leading_length, place_beside
 from ..run.chains import own_mesh
 from ..run.program import compile_program
 from ..run.sample import sample
@@ -230,7 +230,13 @@ def _shape_values(name: str, function: Any, params: Params) -> tuple[int, ...]:
     """The shape of what `function` gives; an error unless that is an array of real numbers."""
     if not callable(function):
         raise TypeError(f"{name} must be a function, got {function!r}")
-    value = jax.eval_shape(lambda params: function(params), params)
+    try:
+        value = jax.eval_shape(lambda params: function(params), params)
+    except Exception as error:
+        error.add_note(
+            f"influence called {name}(params), here with {describe_shapes('params', params)}"
+        )
+        raise
     if not (isinstance(value, jax.ShapeDtypeStruct) and jnp.issubdtype(value.dtype, jnp.floating)):
         raise TypeError(f"{name} must give an array of real numbers, got {value}")
     return value.shape

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from .._types import Batch, Loss, Params, Sampler
-from .trees import check_like
+from .trees import check_like, describe_shapes
 
 
 def check_transformation(tx: Any) -> None:
@@ -39,10 +39,19 @@ def check_sampler(sampler: Sampler) -> None:
 
 
 def check_loss(loss: Loss, params: Params, *batch: Batch) -> None:
-    """Raise unless `loss(params, *batch)` is a real scalar; shapes will do."""
+    """Raise unless `loss(params, *batch)` is a real scalar; shapes will do.
+
+    An error of the loss's own leaves with a note of the arguments it was called with.
+    """
     if not callable(loss):
         raise TypeError(f"loss must be a function, got {loss!r}")
-    value = jax.eval_shape(lambda *args: loss(*args), params, *batch)  # traced anew
+    try:
+        value = jax.eval_shape(lambda *args: loss(*args), params, *batch)  # traced anew
+    except Exception as error:
+        arguments = {"params": params} | ({"batch": batch[0]} if batch else {})
+        shapes = ", ".join(describe_shapes(name, tree) for name, tree in arguments.items())
+        error.add_note(f"one chain calls loss({', '.join(arguments)}), here with {shapes}")
+        raise
     if not (
         isinstance(value, jax.ShapeDtypeStruct)
         and value.shape == ()

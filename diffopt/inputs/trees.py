@@ -96,6 +96,16 @@ def _describe(leaf: Any) -> str:
     return text if len(text) < 200 else f"a {type(leaf).__qualname__}"
 
 
+def describe_shapes(name: str, tree: Any) -> str:
+    """The first leaves of a tree with dtype and shape: `params['w'] float32[3]`."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    shown = [
+        f"{name}{jax.tree_util.keystr(path)} {array_dtype(x)}{list(np.shape(x))}"
+        for path, x in leaves[:SHOWN]
+    ]
+    return ", ".join(shown + ["..."] * (len(leaves) > SHOWN))
+
+
 def count_degrees(tree: Any) -> int:
     """How many real numbers a tree has: a complex one is two."""
     return sum(math.prod(jnp.shape(x)) * (1 + jnp.iscomplexobj(x)) for x in jax.tree.leaves(tree))

@@ -92,7 +92,7 @@ def ivon(
 
     Args:
       learning_rate: η > 0: a number, a 0-d array or a schedule of the step count.
-      num_examples: N > 0, the number of examples of which L is the mean; larger is colder.
+      num_examples: N ≥ 1, the number of examples of which L is the mean; larger is colder.
       hess_init: h₀ > 0. The first draws have the variance 1/(N(h₀ + δ)).
       momentum: β₁ in [0, 1).
       hess_decay: β₂ in [0, 1].
@@ -140,6 +140,8 @@ def ivon(
     """
     check_scalar("learning_rate", learning_rate, positive=True)
     check_number("num_examples", num_examples, positive=True)
+    if not isinstance(num_examples, jax.core.Tracer) and num_examples < 1:
+        raise ValueError(f"num_examples must be N ≥ 1, not 1/N, got {num_examples!r}")
     check_number("hess_init", hess_init, positive=True)
     check_number("momentum", momentum, below=1)
     check_number("hess_decay", hess_decay)

@@ -107,11 +107,16 @@ def label_noise(
 def _clean(labels: Any, num_classes: int | None) -> tuple[jax.Array, int]:
     """Targets without noise, and how many examples they are."""
     dtype = array_dtype(labels)
-    kind = "real targets" if num_classes is None else "integer class numbers"
     wanted = jnp.floating if num_classes is None else jnp.integer
     if dtype is None or not jnp.issubdtype(dtype, wanted):
+        kind = "real targets" if num_classes is None else "integer class numbers"
         got = repr(labels) if dtype is None else f"dtype {dtype}"
-        raise TypeError(f"labels must be {kind} where num_classes is {num_classes!r}, got {got}")
+        classes = num_classes is None and dtype is not None and jnp.issubdtype(dtype, jnp.integer)
+        cure = ": of classes give num_classes too" if classes else ""
+        raise TypeError(
+            f"labels must be an array of {kind} where num_classes is {num_classes!r}, got"
+            f" {got}{cure}"
+        )
     if num_classes is None:
         return jnp.asarray(labels), len(labels) if jnp.ndim(labels) else 1
     check_int("num_classes", num_classes, least=1)

@@ -224,7 +224,9 @@ def _doubt_temperature(temperatures: Temperatures, num_examples: int | None) -> 
     return [
         f"the chains read the temperature {reading.mean:.3g}, which with {num_examples} examples is"
         f" {ratio:.3g} times that of the posterior of a mean loss, 1/{num_examples}: a sampler of a"
-        " mean loss needs temperature=1/N. Of a loss that sums over all examples T = 1 is right"
+        " mean loss needs temperature=1/N. If you gave that, the chains still descend, or the step"
+        " is too long: try a longer burn_in, then a shorter step. Of a loss that sums over all"
+        " examples T = 1 is right"
     ]
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ..inputs.callables import check_transformation
 from ..inputs.keys import check_key, derive_key
 from ..inputs.trees import array_dtype, check_inexact, find_states, in_structure_of
 from ..noise.increments import SMALL, random_bits_like
@@ -342,9 +343,9 @@ def low_precision(
     Raises:
       ValueError: `state_dtype` is neither bfloat16 nor `None`; at `init`, it is given for `ivon`;
         at `update`, no `params` were given.
-      TypeError: `key` is no key, or `residual` no bool; at `init`, a parameter is not
-        floating-point; at `update`, a parameter was cast to or from 16 bits after `init`, or the
-        state was made with another `residual`.
+      TypeError: `tx` is no Optax transformation, `key` no key, or `residual` no bool; at `init`, a
+        parameter is not floating-point; at `update`, a parameter was cast to or from 16 bits after
+        `init`, or the state was made with another `residual`.
 
     Examples:
       >>> import diffopt, jax, jax.numpy as jnp, optax
@@ -367,6 +368,7 @@ def low_precision(
       summation: Kahan, [Further remarks on reducing truncation
       errors](https://doi.org/10.1145/363707.363723), 1965.
     """
+    check_transformation(tx)
     check_key(key)
     if not isinstance(residual, bool):
         raise TypeError(f"residual must be True or False, got {residual!r}")

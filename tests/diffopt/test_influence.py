@@ -119,6 +119,13 @@ def test_bad_arguments_are_named(arguments, error, message):
         influence(**arguments)
 
 
+def test_an_error_of_an_observable_tells_how_it_was_called():
+    with pytest.raises(TypeError) as caught:
+        influence(observable=lambda w, data: w)
+    note = "influence called observable(params), here with params float32[]"
+    assert caught.value.__notes__[-1] == note
+
+
 # A part of a network
 
 PARAMS = {"one": {"kernel": jnp.arange(6.0).reshape(2, 3), "bias": jnp.ones(3)}, "two": jnp.ones(2)}

@@ -131,3 +131,34 @@ def test_wrong_types_are_named():
         diffopt.split_keys(diffopt.sgld(0.1, 1.0).init(jnp.ones(2)), 2.5)
     with pytest.raises(ValueError, match="noise must be one of"):
         diffopt.sgld(0.1, 1.0, noise=["gaussian"])
+
+
+@pytest.mark.parametrize(
+    ("loss", "data", "note"),
+    [
+        (lambda p, batch: 0.0, None, "calls loss(params), here with params['w'] float32[3]"),
+        (
+            lambda batch, p: jnp.sum(p["w"]),
+            (np.zeros((5, 2), np.float32), np.zeros(5, np.int32)),
+            "calls loss(params, batch), here with params['w'] float32[3],"
+            " batch[0] float32[5, 2], batch[1] int32[5]",
+        ),
+    ],
+    ids=["a loss of batches without data", "arguments in the wrong order"],
+)
+def test_an_error_of_the_loss_tells_how_it_was_called(loss, data, note):
+    with pytest.raises(TypeError) as caught:
+        diffopt.sample(diffopt.sgld(0.1, 1.0), loss, {"w": jnp.zeros(3)}, data, num_steps=1)
+    assert caught.value.__notes__[-1] == f"one chain {note}"
+
+
+def test_an_error_of_a_loss_of_many_leaves_is_short():
+    with pytest.raises(ZeroDivisionError) as caught:
+        diffopt.sample(diffopt.sgld(0.1, 1.0), lambda p: 1 / 0, [jnp.zeros(2)] * 99, num_steps=1)
+    assert caught.value.__notes__[-1].endswith("params[7] float32[2], ...")
+
+
+@pytest.mark.parametrize("tx", [1e-3, optax.adamw])
+def test_what_is_no_transformation_is_not_stored_in_16_bits(tx):
+    with pytest.raises(TypeError, match="tx must be an Optax transformation, got"):
+        diffopt.low_precision(tx)

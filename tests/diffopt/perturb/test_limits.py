@@ -137,6 +137,7 @@ IVON = (0.1, 100)
     [
         (lambda: diffopt.ivon(-1.0, 100), ValueError, "learning_rate must be .*-1.0"),
         (lambda: diffopt.ivon(0.1, 0), ValueError, "num_examples must be .* 0"),
+        (lambda: diffopt.ivon(0.1, 1 / 100), ValueError, "num_examples must be N ≥ 1, .*got 0.01"),
         (lambda: diffopt.ivon(0.1, "a"), TypeError, "num_examples must be .*'a'"),
         (lambda: diffopt.ivon(*IVON, hess_init=0.0), ValueError, "hess_init must be .*0.0"),
         (lambda: diffopt.ivon(*IVON, momentum=1.0), ValueError, "momentum must be < 1, got 1.0"),
@@ -177,8 +178,9 @@ IVON = (0.1, 100)
         (lambda: diffopt.label_noise(0, np.arange(4), 0.1, 3), ValueError, "from 0 to 2, got 3"),
         (lambda: diffopt.label_noise(0, np.arange(-1, 1), 0.1, 3), ValueError, "got -1"),
         (lambda: diffopt.label_noise(0, np.ones(3), 0.1, 3), TypeError, "integer class numbers"),
-        (lambda: diffopt.label_noise(0, np.arange(3), 0.1), TypeError, "real targets"),
+        (lambda: diffopt.label_noise(0, np.arange(3), 0.1), TypeError, "give num_classes too"),
         (lambda: diffopt.label_noise(0, "abc", 0.1, 3), TypeError, "labels must be .*'abc'"),
+        (lambda: diffopt.label_noise(0, [1, 2], 0.1, 3), TypeError, r"must be an array .*\[1, 2"),
         (lambda: diffopt.label_noise(0, np.arange(3), 0.1, 0), ValueError, "num_classes .* 0"),
         (lambda: diffopt.ivon(*IVON).init({"w": jnp.ones(2, int)}), TypeError, r"params\['w'\]"),
         (lambda: diffopt.weight_noise(0.1).init([jnp.ones(2, bool)]), TypeError, r"params\[0\]"),
