@@ -15,6 +15,7 @@ import pytest
 import diffopt
 from diffopt.run import program
 from diffopt.run import sample as sample_module
+from diffopt.run.batches import permute
 
 pytestmark = pytest.mark.slow
 
@@ -182,6 +183,16 @@ def test_an_epoch_has_every_example_once(batch_size, steps):
     if batch_size in (4, 5):
         assert len({used[:, epoch].tobytes() for epoch in range(4)}) == 4
         assert len({used[chain].tobytes() for chain in range(3)}) == 3
+
+
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("number", [1, 2, 1797, 200_000])  # the last has equal words
+def test_an_order_is_the_permutation_of_jax(number, x64):
+    with jax.enable_x64(x64), jax.numpy_dtype_promotion("strict"):
+        key, order = jax.random.key(number), jnp.arange(number, dtype=jnp.int32)[::-1]
+        made, expected = jax.jit(permute)(key, order), jax.random.permutation(key, order)
+    assert made.dtype == expected.dtype
+    assert (made == expected).all()
 
 
 @pytest.mark.filterwarnings("ignore:two chains are equal")
