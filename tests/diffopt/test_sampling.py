@@ -412,7 +412,7 @@ BAD = {
     "batch_size must be ≥ 1, got 0": dict(batch_size=0),
     "key must be an int or": dict(key="a"),
     "key must be an int from": dict(key=2**63),
-    "where must give a scalar": dict(where=lambda step: jnp.zeros(3)),
+    "where must return a scalar": dict(where=lambda step: jnp.zeros(3)),
     "state must be that of the Samples": dict(state=optax.EmptyState()),
     "params must have one leading axis of chains": dict(num_chains=None),
 }
