@@ -113,8 +113,10 @@ def few_images(task: Task) -> Task:
         drawn, tests = slice(5_000, -2_000), slice(-2_000, None)
         return x[drawn], y[drawn], x[tests], y[tests]
 
-    counts = dict(train=2_000, validation=500, batch=50, passes=4)
-    return task._replace(name="CIFAR-10, 2,000 images", load=load, **counts)
+    return task._replace(
+        name="CIFAR-10, 2,000 images", load=load,
+        train=2_000, validation=500, batch=50, passes=4,
+    )  # fmt: skip
 
 
 @lru_cache
