@@ -365,6 +365,13 @@ def test_cifar10_is_tried_on_as_many_images_as_a_size_has():
         assert task.train % task.batch == 0 and task.prefix == "CIFAR-10, "
 
 
+def test_few_images_are_not_those_on_which_their_settings_were_found():
+    x = np.arange(8_000)
+    task = networks.few_images(networks.DIGITS._replace(load=lambda: (x, x, x, x)))
+    images, _, tests, _ = task.load()
+    assert (images == x[5_000:6_000]).all() and (tests == x[6_000:]).all()
+
+
 def test_the_job_tries_claims_on_cifar10(tmp_path, monkeypatch):
     x, y, test_x, test_y = (np.asarray(part) for part in helpers.digits())
     images = lambda x: jnp.asarray(np.repeat(x, 3, axis=-1))

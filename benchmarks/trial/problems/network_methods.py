@@ -54,6 +54,14 @@ RIVALS_IN_FULL = {
     "adamw, ensemble of 4": Method("adamw", "average", {"members": 4}, "adamw"),
 }
 METHODS = ARTICLES | BESTS | RIVALS | RIVALS_IN_FULL
+POSTERIOR = "sghmc, prior by fan-in"
+ON_FEW_IMAGES = {
+    POSTERIOR: Method("sghmc", "average"),
+    "momentum, the same decay": Method("sghmc", "average"),
+    "adamw, average": Method("adamw", "average"),
+    "adamw, cosine": Method("adamw", "last", COSINE),
+    "adamw, ensemble of 4": Method("adamw", "average", {"members": 4, "cycles": 4}),
+}
 GRIDS = {
     "pairs": {
         "momentum": grid(learning_rate=[0.1, 0.2, 0.4], weight_decay=[2e-3, 4e-3, 8e-3]),
