@@ -38,7 +38,7 @@ CHAINS, ATTEMPTS, BLOCKS = 2, 3, 16  # of the runs on the loss; the later half i
 SPREAD, RISE = 5, 100  # of the batches' losses, times the heat foretold: above them it diverged
 SLACK, ERRORS = 1.25, 3  # a run is hot beyond so much of the tolerance, and so many errors
 SHORTER = (0.25, 0.8)  # of a step that was hot: the next
-NEAR = 1.5  # a good step and a hot one, the ratio: no run between them is worth its gradients
+NEAR = 1.5  # the ratio of two step sizes: nearer ones are not worth a run of their own
 
 
 class Temperatures(NamedTuple):
@@ -139,8 +139,8 @@ def find_step_size(
       tell the longest step within the tolerance.
     - Two chains on your loss, one after the other, confirm it, in at most three runs. Where they
       are too hot or diverge, a shorter step follows, and after one that is good the geometric mean
-      of both. Chains that are colder than T confirm nothing: curvatures and noise are measured
-      again where they arrived, and if the step foretold there is shorter, the next run has it.
+      of both. Chains that have not settled at T confirm nothing: curvatures and noise are measured
+      again where they arrived, and if a far shorter step is foretold there, the next run has it.
 
     **Who judges.** Without minibatches the stiffest direction has to be within 5 % of T: a mean
     hides it (99 soft directions at T and a stiff one at 5 T are at 1.04 T together). With
@@ -155,16 +155,13 @@ def find_step_size(
     `sghmc` is at T + ηc/(2(1 - m)). The noise counts as independent from step to step; in an epoch
     without replacement it is less for directions that take an epoch to move.
 
-    Leaves that do not move, as under `optax.set_to_zero`, count in none of this. Chains that are
-    colder than T have not settled yet, which is no fault of the step size; flat directions of a
-    network may never reach T. From a network whose training loss is near 0, where curvature and
-    noise vanish, the first step foretold is up to ten times too long: the second part, taken again
-    where the chains arrived, corrects it.
+    Leaves that do not move, as under `optax.set_to_zero`, count in none of this. The loss has to
+    hold priors and weight decay: without them the flat directions of a network never reach T, and
+    chains from a training loss near 0, where curvature and noise vanish, may stay there.
 
     Args:
       sampler: `sampler(step_size, temperature, key=key)` gives a transformation, as `sgld`,
-        `sghmc`, `baoab` and `sgnht` do, or `functools.partial(diffopt.sghmc, momentum=0.99)`. The
-        loss has to hold priors and weight decay.
+        `sghmc`, `baoab` and `sgnht` do, or `functools.partial(diffopt.sghmc, momentum=0.99)`.
       loss: as in `sample`.
       params: the start of all chains.
       data: as in `sample`. Of a loader or a function it takes 32 batches, shuffled ones, and
@@ -184,7 +181,7 @@ def find_step_size(
 
     Warns:
       UserWarning: noise heats the chain beyond the tolerance at every useful step; chains on the
-        loss were too hot at all sizes tried; or Ctrl-C came before any was confirmed.
+        loss were too hot at all sizes tried, or far too cold to confirm one; or Ctrl-C came first.
 
     Raises:
       ValueError: a number is out of its range; the loss is not finite at `params`, or curved
@@ -300,12 +297,12 @@ def find_step_size(
             ratio = _shorten(mean, error, judge, allowed)
             if ratio < 1:
                 hot = step_size
-            elif mean.mean < 1 - tolerance - ERRORS * error.mean and len(measured) < ATTEMPTS:
+            elif not good and len(measured) < ATTEMPTS and not _is_at(mean, SLACK * allowed):
                 place = jax.tree.map(lambda x: x[0], chains.params)
                 there = foretell(place)[1]
                 spent += cost
                 show(spent, f"step {there.step_size:.3g} foretold")
-                if there.step_size < SHORTER[1] * step_size and not good:
+                if NEAR * there.step_size < step_size:
                     forecast, ratio = there, there.step_size / step_size
             if ratio == 1:
                 good = max(good, step_size)
@@ -522,6 +519,12 @@ def _shorten(mean: Temperatures, error: Temperatures, judge: str, tolerance: flo
     return float(np.clip(tolerance / excess, *SHORTER)) if excess else 1.0
 
 
+def _is_at(mean: Temperatures, tolerance: float) -> bool:
+    """Whether a run is at its temperature, chance aside: where it is not, it proves nothing."""
+    values = (x for x in (mean.mean, mean.kinetic) if x is not None)
+    return all(abs(float(value) - 1) <= tolerance for value in values)
+
+
 def _describe(step_size: float, trace: Trace) -> str:
     kinetic = "" if trace.kinetic is None else f" / {trace.kinetic.mean():.3g}"
     return f"step {step_size:.3g} loss {trace.loss.mean():.4g} {trace.mean.mean():.3g}{kinetic} T"
@@ -538,6 +541,7 @@ def _doubt(
 ) -> list[str]:
     """What the user should know of the step size."""
     doubts = []
+    seen = max(found.measured.mean[found.measured.step_size == step_size], default=1.0)
     if not useful:
         mean, stiffest = (getattr(found.predicted, name)[-1] for name in (MEAN, STIFFEST))
         excess = getattr(found.predicted, judge)[-1] - 1
@@ -558,6 +562,11 @@ def _doubt(
         doubts.append(
             "chains on the loss were hotter than the tolerance at each step size tried, the"
             f" {judge} at {shown}: start nearer a minimum of loss, or take shorter steps"
+        )
+    elif confirmed and judge == MEAN and seen < COLD:
+        doubts.append(
+            f"chains on the loss were still at {seen:.2g} T, too cold to confirm the step size"
+            f" {step_size:.2g}: start less near a training loss of 0, and let loss hold the prior"
         )
     elif not confirmed:
         doubts.append(f"interrupted: the step size {step_size:.2g} is not confirmed on the loss")
