@@ -541,7 +541,7 @@ def _doubt(
 ) -> list[str]:
     """What the user should know of the step size."""
     doubts = []
-    seen = max(found.measured.mean[found.measured.step_size == step_size], default=1.0)
+    seen = min(found.measured.mean, default=1.0)
     if not useful:
         mean, stiffest = (getattr(found.predicted, name)[-1] for name in (MEAN, STIFFEST))
         excess = getattr(found.predicted, judge)[-1] - 1
@@ -563,7 +563,7 @@ def _doubt(
             "chains on the loss were hotter than the tolerance at each step size tried, the"
             f" {judge} at {shown}: start nearer a minimum of loss, or take shorter steps"
         )
-    elif confirmed and judge == MEAN and seen < COLD:
+    elif confirmed and judge == MEAN and len(found.measured.mean) == 1 and seen < COLD:
         doubts.append(
             f"chains on the loss were still at {seen:.2g} T, too cold to confirm the step size"
             f" {step_size:.2g}: start less near a training loss of 0, and let loss hold the prior"
