@@ -157,7 +157,8 @@ def find_step_size(
 
     Leaves that do not move, as under `optax.set_to_zero`, count in none of this. The loss has to
     hold priors and weight decay: without them the flat directions of a network never reach T, and
-    chains from a training loss near 0, where curvature and noise vanish, may stay there.
+    chains from a training loss near 0, where curvature and noise vanish, may stay there and
+    accept a step that is far too long.
 
     Args:
       sampler: `sampler(step_size, temperature, key=key)` gives a transformation, as `sgld`,
@@ -181,7 +182,7 @@ def find_step_size(
 
     Warns:
       UserWarning: noise heats the chain beyond the tolerance at every useful step; chains on the
-        loss were too hot at all sizes tried, or far too cold to confirm one; or Ctrl-C came first.
+        loss were too hot at all sizes tried; or Ctrl-C came before any was confirmed.
 
     Raises:
       ValueError: a number is out of its range; the loss is not finite at `params`, or curved
@@ -541,7 +542,6 @@ def _doubt(
 ) -> list[str]:
     """What the user should know of the step size."""
     doubts = []
-    seen = min(found.measured.mean, default=1.0)
     if not useful:
         mean, stiffest = (getattr(found.predicted, name)[-1] for name in (MEAN, STIFFEST))
         excess = getattr(found.predicted, judge)[-1] - 1
@@ -562,11 +562,6 @@ def _doubt(
         doubts.append(
             "chains on the loss were hotter than the tolerance at each step size tried, the"
             f" {judge} at {shown}: start nearer a minimum of loss, or take shorter steps"
-        )
-    elif confirmed and judge == MEAN and len(found.measured.mean) == 1 and seen < COLD:
-        doubts.append(
-            f"chains on the loss were still at {seen:.2g} T, too cold to confirm the step size"
-            f" {step_size:.2g}: start less near a training loss of 0, and let loss hold the prior"
         )
     elif not confirmed:
         doubts.append(f"interrupted: the step size {step_size:.2g} is not confirmed on the loss")
