@@ -139,8 +139,8 @@ def find_step_size(
       tell the longest step within the tolerance.
     - Two chains on your loss, one after the other, confirm it, in at most three runs. Where they
       are too hot or diverge, a shorter step follows, and after one that is good the geometric mean
-      of both. Chains that have not settled at T confirm nothing: curvatures and noise are measured
-      again where they arrived, and if a far shorter step is foretold there, the next run has it.
+      of both. With minibatches, chains that have not settled at T confirm nothing: curvatures and
+      noise are measured again where they arrived, and if a far shorter step is foretold there, the next run has it.
 
     **Who judges.** Without minibatches the stiffest direction has to be within 5 % of T: a mean
     hides it (99 soft directions at T and a stiff one at 5 T are at 1.04 T together). With
@@ -298,7 +298,12 @@ def find_step_size(
             ratio = _shorten(mean, error, judge, allowed)
             if ratio < 1:
                 hot = step_size
-            elif not good and len(measured) < ATTEMPTS and not _is_at(mean, SLACK * allowed):
+            elif (
+                batches is not None
+                and not good
+                and len(measured) < ATTEMPTS
+                and not _is_at(mean, SLACK * allowed)
+            ):
                 place = jax.tree.map(lambda x: x[0], chains.params)
                 there = foretell(place)[1]
                 spent += cost
