@@ -140,7 +140,8 @@ def find_step_size(
     - Two chains on your loss, one after the other, confirm it, in at most three runs. Where they
       are too hot or diverge, a shorter step follows, and after one that is good the geometric mean
       of both. With minibatches, chains that have not settled at T confirm nothing: curvatures and
-      noise are measured again where they arrived, and if a far shorter step is foretold there, the next run has it.
+      noise are measured again where they arrived, and if a far shorter step is foretold there, the
+      next run has it.
 
     **Who judges.** Without minibatches the stiffest direction has to be within 5 % of T: a mean
     hides it (99 soft directions at T and a stiff one at 5 T are at 1.04 T together). With
