@@ -25,7 +25,7 @@ STIFFEST, MEAN = "stiffest", "mean"
 TOLERANCES = {STIFFEST: 0.05, MEAN: 0.1}
 
 PRODUCTS, PRODUCT_COST = 20, 2  # of the Hessian with a vector, and what one costs in gradients
-HESSIAN_BATCHES, NOISE_BATCHES = 10, 32
+HESSIAN_BATCHES, NOISE_BATCHES = 5, 32
 
 SIZES = 12  # step sizes at once on the surrogate
 LONGEST, SHORTEST = 1e2, 1e-10  # times the larger, or the smaller, of 1 and 1/k
@@ -38,6 +38,7 @@ CHAINS, ATTEMPTS, BLOCKS = 2, 3, 16  # of the runs on the loss; the later half i
 SPREAD, RISE = 5, 100  # of the batches' losses, times the heat foretold: above them it diverged
 SLACK, ERRORS = 1.25, 3  # a run is hot beyond so much of the tolerance, and so many errors
 SHORTER = (0.25, 0.8)  # of a step that was hot: the next
+NEAR = 1.5  # the ratio of two step sizes: nearer ones are not worth a run of their own
 
 
 class Temperatures(NamedTuple):
@@ -60,7 +61,8 @@ class StepSizes(NamedTuple):
     """What `find_step_size` found.
 
     Where elements have masses or learning rates of their own, curvatures and noise are in the
-    sampler's metric, that of the element that moves furthest for the same gradient.
+    sampler's metric, that of the element that moves furthest for the same gradient. The first three
+    are from where the step size was foretold last.
 
     Attributes:
       curvatures: of the loss, from the largest: 20 values that stand for the whole spectrum.
@@ -78,6 +80,16 @@ class StepSizes(NamedTuple):
     measured: Temperatures
     standard_error: Temperatures
     gradients: int
+
+
+class Forecast(NamedTuple):
+    """A step size foretold from curvatures and noise, and whether it is within the tolerance."""
+
+    step_size: float
+    predicted: Temperatures
+    useful: bool
+    curvatures: Curvatures
+    noise: GradientNoise | None
 
 
 class Chain(NamedTuple):
@@ -119,14 +131,17 @@ def find_step_size(
     noisy gradients in the noisiest. The step is found in three parts:
 
     - The curvatures of the loss at `params`, which should be near a minimum, come from 20 products
-      of its Hessian with a vector (Lanczos' iteration), over ten batches where there are batches;
+      of its Hessian with a vector (Lanczos' iteration), over five batches where there are batches;
       the noise of the gradients from 32 batches: its mean over all directions, and its part along
       the stiffest.
     - The sampler itself, whatever its equation, runs at many step sizes on a Gaussian loss with
       these curvatures and this noise, which costs no gradients of yours. Its temperatures there
       tell the longest step within the tolerance.
-    - Two chains on your loss, one after the other, confirm it; where they are too hot or diverge,
-      shorter steps follow, three in all.
+    - Two chains on your loss, one after the other, confirm it, in at most three runs. Where they
+      are too hot or diverge, a shorter step follows, and after one that is good the geometric mean
+      of both. With minibatches, chains that have not settled at T confirm nothing: curvatures and
+      noise are measured again where they arrived, and if a far shorter step is foretold there, the
+      next run has it.
 
     **Who judges.** Without minibatches the stiffest direction has to be within 5 % of T: a mean
     hides it (99 soft directions at T and a stiff one at 5 T are at 1.04 T together). With
@@ -141,14 +156,14 @@ def find_step_size(
     `sghmc` is at T + ηc/(2(1 - m)). The noise counts as independent from step to step; in an epoch
     without replacement it is less for directions that take an epoch to move.
 
-    Leaves that do not move, as under `optax.set_to_zero`, count in none of this. Chains that are
-    colder than T have not settled yet, which is no fault of the step size; flat directions of a
-    network may never reach T.
+    Leaves that do not move, as under `optax.set_to_zero`, count in none of this. The loss has to
+    hold priors and weight decay: without them the flat directions of a network never reach T, and
+    chains from a training loss near 0, where curvature and noise vanish, may stay there and
+    accept a step that is far too long.
 
     Args:
       sampler: `sampler(step_size, temperature, key=key)` gives a transformation, as `sgld`,
-        `sghmc`, `baoab` and `sgnht` do, or `functools.partial(diffopt.sghmc, momentum=0.99)`. The
-        loss has to hold priors and weight decay.
+        `sghmc`, `baoab` and `sgnht` do, or `functools.partial(diffopt.sghmc, momentum=0.99)`.
       loss: as in `sample`.
       params: the start of all chains.
       data: as in `sample`. Of a loader or a function it takes 32 batches, shuffled ones, and
@@ -158,8 +173,8 @@ def find_step_size(
       tolerance: the largest relative error of the judge's temperature, by default 0.05 for the
         stiffest direction and 0.1 for the mean.
       batch_size: as in `sample`: noisy gradients heat the chain, so it has to be that of the run.
-      max_gradients: gradients of a batch to spend, at least 600; a product with the Hessian counts
-        as two. The first two parts take 41 without batches and 432 with them.
+      max_gradients: gradients of a batch to spend, at least 800; a product with the Hessian counts
+        as two. The first two parts take 41 without batches and 232 with them, each time.
       key: an int or a PRNG key.
       progress: write the gradients spent, the step size and the temperatures to stderr.
 
@@ -194,7 +209,7 @@ def find_step_size(
     check_number("temperature", temperature, positive=True)
     if tolerance is not None:
         check_number("tolerance", tolerance, positive=True)
-    check_int("max_gradients", max_gradients, least=600)
+    check_int("max_gradients", max_gradients, least=800)
     check_concrete("find_step_size", params=params, data=data, temperature=temperature, key=key)
     check_key(key)
     check_inexact(params)
@@ -214,77 +229,107 @@ def find_step_size(
     show = show_progress(max_gradients) if progress else lambda done, text: None
 
     with hear_interrupts() as interrupted:
-        # The loss: curvatures and noise, in the metric of the sampler.
         response, _ = probe_sampler(sampler, params, temperature)
         scale = jax.tree.map(lambda P: jnp.asarray(np.sqrt(P), jnp.float32), response)
-        batches, number = None, 1
+        moving = _count_moving(response, params)
+        batches, few, cost = None, None, 1 + PRODUCTS * PRODUCT_COST
         if batch_size is not None:
             epoch = start_epoch(len(jax.tree.leaves(data)[0]), batch_key)
             batches = next_batch(epoch, jnp.arange(NOISE_BATCHES), batch_size)[1]
-            number = HESSIAN_BATCHES
-        values, grads = take_gradients(loss, params, data, batches)
-        before = float(values.mean())
-        if not np.isfinite(before):
-            raise ValueError(f"loss must be finite at params, got {before}")
-        spent = len(values)
-        show(spent, "noise of the gradients")
-        few = None if batches is None else batches[:HESSIAN_BATCHES]
-        curvatures = find_curvatures(loss, params, scale, data, few, lanczos_key, PRODUCTS)
-        spent += PRODUCTS * PRODUCT_COST * number
-        show(spent, "curvatures")
-        if not curvatures.values[0] > 0:
-            raise ValueError(
-                "the Hessian of loss is 0 at params, or curved upwards in no direction: no step"
-                " size is too long there"
-            )
-        moving = _count_moving(response, params)
-        noise = None
-        if batches is not None:
-            noise = measure_noise(grads, scale, curvatures.axis, moving)
+            few = batches[:HESSIAN_BATCHES]
+            cost = NOISE_BATCHES + PRODUCTS * PRODUCT_COST * HESSIAN_BATCHES
 
-        # The sampler, on a Gaussian loss with these.
-        step_size, predicted, useful = _foretell(
-            sampler, params, temperature, curvatures, noise, judge, tolerance, law_key
-        )
+        def foretell(place: Params) -> tuple[np.ndarray, Forecast]:
+            """Losses of the batches at a place, and the step size for its curvatures and noise."""
+            losses, grads = take_gradients(loss, place, data, batches)
+            if not np.isfinite(losses.mean()):
+                raise ValueError(f"loss must be finite at params, got {losses.mean()}")
+            curvatures = find_curvatures(loss, place, scale, data, few, lanczos_key, PRODUCTS)
+            if not curvatures.values[0] > 0:
+                raise ValueError(
+                    "the Hessian of loss is 0 at params, or curved upwards in no direction: no step"
+                    " size is too long there"
+                )
+            noise = None
+            if batches is not None:
+                noise = measure_noise(grads, scale, curvatures.axis, moving)
+            return losses, _foretell(
+                sampler, params, temperature, curvatures, noise, judge, tolerance, law_key
+            )
+
+        losses, forecast = foretell(params)
+        spent, step_size = cost, forecast.step_size
+        show(spent, f"step {step_size:.3g} foretold")
 
         # The loss itself.
-        steps = (max_gradients - spent) // (CHAINS * ATTEMPTS * BLOCKS) * BLOCKS
+        spare = max_gradients - ATTEMPTS * cost
+        steps = spare // (CHAINS * ATTEMPTS * BLOCKS) * BLOCKS
         begin, advance = _prepare(
-            sampler, loss, params, data, batch_size, temperature, curvatures.axis, scale, moving
-        )
-        allowed = tolerance if useful else max(tolerance, getattr(predicted, judge)[-1] - 1)
-        spread = SPREAD * float(np.std(values))  # of the losses of batches
-        highest = before + spread + RISE * moving * temperature * max(1.0, predicted.mean[-1])
+            sampler, loss, params, data, batch_size, temperature, forecast.curvatures.axis, scale,
+            moving,
+        )  # fmt: skip
+        spread = SPREAD * float(np.std(losses))
+        heat = max(1.0, forecast.predicted.mean[-1])
+        highest = float(losses.mean()) + spread + RISE * moving * temperature * heat
         measured: list[Temperatures] = []
         errors: list[Temperatures] = []
-        ratio = 0.0  # of the next step to the last: 1 where the last was good
-        while ratio < 1 and len(measured) < ATTEMPTS and not interrupted:
-            step_size *= ratio or 1
-            chains = begin(step_size, jax.random.fold_in(run_key, len(measured)))
+        place, good, hot = params, 0.0, np.inf
+        while len(measured) < ATTEMPTS and not interrupted:
+            chains = begin(place, step_size, jax.random.fold_in(run_key, len(measured)))
             traces: list[Trace] = []
             while len(traces) < BLOCKS and not interrupted:
                 if len(traces) == BLOCKS // 4:
                     chains = chains._replace(origin=chains.params)
-                chains, trace = advance(chains, step_size, steps // BLOCKS)
+                chains, trace = advance(
+                    chains, forecast.curvatures.axis, step_size, steps // BLOCKS
+                )
                 traces.append(jax.tree.map(lambda x: np.asarray(x, float), trace))
                 spent += CHAINS * (steps // BLOCKS)
                 show(spent, _describe(step_size, traces[-1]))
                 if not traces[-1].loss.max() < highest:
                     break  # diverged
-            if not interrupted:
-                mean, error = _summarize(step_size, traces)
-                measured.append(mean)
-                errors.append(error)
-                ratio = _shorten(mean, error, judge, allowed)
+            if interrupted:
+                break
+            mean, error = _summarize(step_size, traces)
+            measured.append(mean)
+            errors.append(error)
+            allowed = tolerance
+            if not forecast.useful:
+                allowed = max(tolerance, getattr(forecast.predicted, judge)[-1] - 1)
+            ratio = _shorten(mean, error, judge, allowed)
+            if ratio < 1:
+                hot = step_size
+            elif (
+                batches is not None
+                and not good
+                and len(measured) < ATTEMPTS
+                and not _is_at(mean, SLACK * allowed)
+            ):
+                place = jax.tree.map(lambda x: x[0], chains.params)
+                there = foretell(place)[1]
+                spent += cost
+                show(spent, f"step {there.step_size:.3g} foretold")
+                if NEAR * there.step_size < step_size:
+                    forecast, ratio = there, there.step_size / step_size
+            if ratio == 1:
+                good = max(good, step_size)
+            if good and (hot < NEAR * good or hot == np.inf):
+                break
+            if len(measured) < ATTEMPTS:
+                step_size = (good * hot) ** 0.5 if good else step_size * ratio
+    step_size = good or step_size
     if progress:
         end_progress()
-    found = StepSizes(curvatures.values, noise, predicted, _stack(measured), _stack(errors), spent)
+    found = StepSizes(
+        forecast.curvatures.values, forecast.noise, forecast.predicted, _stack(measured),
+        _stack(errors), spent,
+    )  # fmt: skip
     if measured and not np.isfinite(found.measured.stiffest).any():
         tried = ", ".join(f"{size:.2g}" for size in found.measured.step_size)
         raise ValueError(
             f"all chains diverged, at step sizes {tried}: start nearer a minimum of loss"
         )
-    for doubt in _doubt(found, step_size, judge, tolerance, useful, ratio == 1, batch_size):
+    for doubt in _doubt(found, step_size, judge, tolerance, forecast.useful, good > 0, batch_size):
         warnings.warn(doubt, stacklevel=2)
     return step_size, found
 
@@ -304,8 +349,8 @@ def _foretell(
     judge: str,
     tolerance: float,
     key: jax.Array,
-) -> tuple[float, Temperatures, bool]:
-    """The longest step size within the tolerance on the surrogate, and whether it is of use."""
+) -> Forecast:
+    """The longest step size within the tolerance on the surrogate."""
     k = float(curvatures.values[0])
     spectrum = curvatures.values, curvatures.weights
     variances = None if noise is None else (noise.stiffest, noise.mean)
@@ -353,7 +398,7 @@ def _foretell(
             f"no step size is good: the sampler doesn't hold the temperature. The {judge} is at"
             f" {shown}"
         )
-    return float(step_size), predicted, bool(good.any())
+    return Forecast(float(step_size), predicted, bool(good.any()), curvatures, noise)
 
 
 def _prepare(
@@ -367,7 +412,7 @@ def _prepare(
     scale: Params,
     moving: int,
 ) -> tuple[Callable[..., Chain], Callable[..., tuple[Chain, Trace]]]:
-    """`begin(size, key)` makes chains, and `advance(chains, size, length)` takes them further.
+    """`begin(params, size, key)` makes chains, `advance(chains, axis, size, length)` goes on.
 
     Chains run one after another: a network's convolutions under `vmap` are far slower on a CPU.
     """
@@ -438,8 +483,8 @@ def _prepare(
     more = data, axis, scale, number(1), jnp.asarray(1, jnp.int32)
     go = compile_program(advance, make(*first), *more)
     return (
-        lambda size, key: make(params, data, number(size), key),
-        lambda chains, size, length: go(
+        lambda place, size, key: make(place, data, number(size), key),
+        lambda chains, axis, size, length: go(
             chains, data, axis, scale, number(size), jnp.asarray(length, jnp.int32)
         ),
     )
@@ -479,6 +524,12 @@ def _shorten(mean: Temperatures, error: Temperatures, judge: str, tolerance: flo
         if value is not None and not np.isfinite(value):
             excess = np.inf
     return float(np.clip(tolerance / excess, *SHORTER)) if excess else 1.0
+
+
+def _is_at(mean: Temperatures, tolerance: float) -> bool:
+    """Whether a run is at its temperature, chance aside: where it is not, it proves nothing."""
+    values = (x for x in (mean.mean, mean.kinetic) if x is not None)
+    return all(abs(float(value) - 1) <= tolerance for value in values)
 
 
 def _describe(step_size: float, trace: Trace) -> str:

@@ -188,7 +188,7 @@ def test_noise_beyond_the_tolerance_at_every_useful_step_is_a_warning(regression
         "temperature must be finite and > 0": dict(temperature=0),
         "tolerance must be finite and > 0": dict(tolerance=-1.0),
         'judge must be "stiffest" or "mean", got \'worst\'': dict(judge="worst"),
-        "max_gradients must be ≥ 600": dict(max_gradients=10),
+        "max_gradients must be ≥ 800": dict(max_gradients=10),
         "batch_size needs data": dict(batch_size=3),
         "real scalar": dict(loss=lambda p: p),
         "the Hessian of loss is 0": dict(loss=lambda p: 0.0),
@@ -247,7 +247,7 @@ def test_ctrl_c_gives_what_is_known(monkeypatch, capsys):
 def test_more_parameters_than_their_square_fits_into_32_bits():
     loss = lambda p: jnp.sum(p**2) / 2
     step_size, _ = diffopt.find_step_size(
-        diffopt.baoab, loss, jnp.zeros(50_000), temperature=1.0, max_gradients=600
+        diffopt.baoab, loss, jnp.zeros(50_000), temperature=1.0, max_gradients=800
     )
     assert 2 / 1.05 < step_size < 2
 
