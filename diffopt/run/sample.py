@@ -233,6 +233,12 @@ def sample(
     if state is not None:
         _check_state(state, tx, estimator, params, num_chains, num_examples, batch_size)
 
+    if find_states_with_path(jax.eval_shape(tx.init, one_chain), ("noise", "deviations")):
+        raise ValueError(
+            "tx must take its gradients at the parameters: ivon and weight_noise take them at"
+            " perturbed(params, opt_state). Train in a loop of your own, and draw from ivon's"
+            " posterior by perturbed(params, opt_state, key)"
+        )
     draw_steps = plan_draws(num_steps, burn_in, every, where, base)
     draw = jax.eval_shape(lambda p: transform(exact_or_same(p, tx.init(p))), one_chain)
     check_room(len(draw_steps), draw, num_chains, on_host=on_draw is not None)

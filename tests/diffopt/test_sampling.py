@@ -427,6 +427,9 @@ def test_bad_numbers(message):
 
 def test_bad_functions_and_trees():
     sample = partial(diffopt.sample, num_steps=10)
+    for tx in (diffopt.ivon(0.1, 50), optax.chain(diffopt.weight_noise(0.1), optax.sgd(0.1))):
+        with pytest.raises(ValueError, match="tx must take its gradients at the parameters"):
+            sample(tx, loss, START, (X, Y))
     with pytest.raises(TypeError, match="real scalar, got .*50"):
         sample(SGHMC, lambda p, b: b[1], START, (X, Y))
     with pytest.raises(TypeError, match="real scalar, got .*complex"):
