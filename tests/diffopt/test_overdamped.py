@@ -42,6 +42,7 @@ def test_at_temperature_zero_sgld_is_sgd_and_langevin_the_identity():
     chex.assert_trees_all_equal(step(diffopt.langevin(0.0)), GRADS)
 
 
+@pytest.mark.slow
 def test_langevin_before_sgd_is_sgld_with_the_sign_of_the_noise_turned():
     sgld = step(diffopt.sgld(0.01, 0.1, key=5))
     drift = jax.tree.map(lambda g: -0.01 * g, GRADS)

@@ -286,6 +286,7 @@ def test_batch_size_is_positive():
         diffopt.predictive(jnp.square, jnp.ones(3), batch_size=0)
 
 
+@pytest.mark.slow
 def test_a_running_average_without_samples_is_the_same_mean():
     """The recipe of the pages: `optax.incremental_update` with step size 1/n."""
     path = normals(0, 7, 4, 3)

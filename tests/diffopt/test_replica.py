@@ -250,6 +250,7 @@ def test_what_is_no_sampler(sampler, message):
         diffopt.replica_exchange(sampler, 0.1, [1.0, 2.0])
 
 
+@pytest.mark.slow
 def test_a_fresh_state_may_be_donated_and_a_sampler_may_fold_its_key():
     fold = lambda h, T, key: diffopt.sgld(h, T, key=jax.random.fold_in(key, 1))
     tx, params = diffopt.replica_exchange(fold, 0.1, [1.0, 2.0, 3.0]), jnp.ones(3)

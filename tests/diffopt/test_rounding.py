@@ -80,6 +80,7 @@ def test_a_step_through_zero_loses_at_most_the_rounding_of_the_update():
     assert np.abs(exact(after, state) - (1 + np.asarray(u[0]))).max() <= 2.0**-8 * (1 + 2.0**-7)
 
 
+@pytest.mark.slow
 @low
 def test_an_update_that_float32_would_lose_moves_the_parameter_on_average(dtype):
     """2,000 updates of 2⁻¹⁸ spacing, of which float32 would lose each."""
@@ -251,6 +252,7 @@ def test_tree_map_params_maps_residual_and_inner_state():
     assert (mapped.inner_state.velocity["wide"] == 1).all()
 
 
+@pytest.mark.slow
 def test_extra_arguments_reach_the_wrapped_transformation():
     wants_loss = optax.GradientTransformationExtraArgs(
         lambda params: optax.EmptyState(),
@@ -262,6 +264,7 @@ def test_extra_arguments_reach_the_wrapped_transformation():
     assert (updates == 2).all()
 
 
+@pytest.mark.slow
 def test_chains_and_temperatures():
     params = jnp.zeros((4, 10_000), "bfloat16")
     tx = diffopt.low_precision(diffopt.sghmc(1e-2, 0.5))
@@ -317,6 +320,7 @@ def test_parameters_that_were_cast_after_init_are_named():
         diffopt.exact_params(wide, tx.init(low))
 
 
+@pytest.mark.slow
 def test_the_residual_drifts_by_some_2_to_the_minus_26_of_the_spacing():
     """Of residuals of all sizes, by updates of 0: what the docstring states as the limit."""
     params, steps = jnp.full(200_000, 1.3, "bfloat16"), 100
@@ -390,6 +394,7 @@ def test_bytes_of_a_parameter(name):
     assert (*found, *(state_bytes(tx, narrow) for tx in ours)) == expected
 
 
+@pytest.mark.slow
 def test_what_is_like_no_parameter_of_16_bits_stays_in_float32():
     params = {"low": jnp.ones(3, "float16"), "wide": jnp.ones(3), "none": None}
     tx = diffopt.low_precision(
@@ -404,6 +409,7 @@ def test_what_is_like_no_parameter_of_16_bits_stays_in_float32():
     chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
 
 
+@pytest.mark.slow
 def test_a_state_in_16_bits_passes_through_wrappers_and_keeps_what_has_no_gradient():
     make = lambda: diffopt.low_precision(diffopt.sghmc(0.1, 0.1), state_dtype=jnp.bfloat16)
     params = {"a": jnp.ones(4, "bfloat16"), "b": jnp.ones(2, "bfloat16")}
