@@ -58,6 +58,7 @@ def test_the_quickstart_runs(tmp_path, monkeypatch):
     assert noisy > plain + 0.05
 
 
+@pytest.mark.filterwarnings("ignore:chains do not agree")  # as the page on networks says
 @pytest.mark.parametrize("page", LONG)
 def test_a_page_runs(page, tmp_path, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)

@@ -112,7 +112,7 @@ def find_starts(epoch: Epoch, chains: jax.Array) -> jax.Array:
 
 def take_places(epoch: Epoch, starts: jax.Array, batch_size: int) -> tuple[Epoch, jax.Array]:
     """The examples of the epoch's next batch of each chain, `[chain, example]`."""
-    places = starts[:, None] + epoch.position + jnp.arange(batch_size)
+    places = starts[:, None] + epoch.position + jnp.arange(batch_size)[None]
     index = epoch.order[places % len(epoch.order)]
     return epoch._replace(position=epoch.position + batch_size), index
 

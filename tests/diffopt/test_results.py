@@ -133,7 +133,7 @@ def test_an_optimizer_may_stand_still():
 
 def test_a_schedule_that_is_not_finite_is_a_cause_of_divergence():
     tx = diffopt.sgld(lambda count: jnp.where(count < 10, 0.1, jnp.nan), 1.0)
-    with pytest.warns(UserWarning, match="chain 0 was not finite at step 11: .*or a schedule is"):
+    with pytest.warns(UserWarning, match="chain 0 was not finite at step 11: .*or a schedule are"):
         diffopt.sample(tx, bowl, jnp.zeros(3), num_steps=100)
 
 
