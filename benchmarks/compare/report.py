@@ -134,6 +134,7 @@ def page(metrics: dict[str, Any], figures: dict[str, str], shown: str) -> str:
     config, machine = metrics["config"], metrics["machine"]
     facts = {k: v for k, v in config.items() if k != "optimizers"}
     facts |= {k: v for k, v in machine.items() if k != "versions"} | machine["versions"]
+    summaries = summarize(metrics["claims"])
     return environment.get_template("page.html.jinja").render(
         config=config,
         accuracies=sorted(accuracies(metrics).items(), key=lambda item: -item[1]),
@@ -144,8 +145,8 @@ def page(metrics: dict[str, Any], figures: dict[str, str], shown: str) -> str:
         averaged_epochs=averaged_epochs(metrics),
         shown=shown,
         names=finished_optimizers(metrics),
-        claims=panel.by_claim(summarize(metrics["claims"])),
-        summaries=summarize(metrics["claims"]),
+        claims=panel.by_claim(summaries),
+        summaries=summaries,
         earlier=summarize(metrics.get("full", [])),
         titles=panel.TITLES,
         columns=TRIAL_COLUMNS,

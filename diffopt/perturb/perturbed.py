@@ -63,7 +63,7 @@ def perturbed(params: Params, opt_state: optax.OptState, key: Key | None = None)
       >>> [round(float(x), 1) for x in samples.std(0)]
       [0.1, 0.1, 0.1]
     """
-    found = list(_find(opt_state, 0))
+    found = list(find_perturbing(opt_state))
     if not found:
         raise ValueError(
             "opt_state must hold a state of ivon or weight_noise, got none in"
@@ -110,12 +110,12 @@ def next_keys(keys: jax.Array) -> jax.Array:
     return jax.random.fold_in(keys, 0)
 
 
-def _find(opt_state: Any, part: Any) -> Iterator[tuple[Any, Any]]:
+def find_perturbing(opt_state: Any, part: Any = 0) -> Iterator[tuple[Any, Any]]:
     """The states that perturb, and the part of the accumulation in which each is."""
     accumulates = lambda x: hasattr(x, "mini_step") and hasattr(x, "inner_opt_state")
     for x in jax.tree.leaves(opt_state, is_leaf=lambda x: accumulates(x) or _perturbs(x)):
         if accumulates(x):
-            yield from _find(x.inner_opt_state, x.mini_step)
+            yield from find_perturbing(x.inner_opt_state, x.mini_step)
         elif _perturbs(x):
             yield x, part
 

@@ -28,6 +28,7 @@ from ..inputs.trees import (
     place_beside,
     refuse_statistics,
 )
+from ..perturb.perturbed import find_perturbing
 from .batches import count_examples, doubt_mean, shape_batch
 from .chains import count_chains, derive_chain_keys, own_mesh, share_chains
 from .collect import LAST
@@ -220,9 +221,7 @@ def sample(
     rows = num_steps
     if stream is not None:
         batches = read_batches(stream, base * num_chains)
-        data = next(batches, None)
-        if data is None:
-            raise ValueError(f"data gave no batch: {type(stream).__name__} is empty or was used up")
+        data = next(batches)
         batches = itertools.chain([data], batches)
         rows = count_rows(data, num_chains, num_steps)
     batch = () if data is None else (shape_batch(data, batch_size),)
@@ -233,7 +232,7 @@ def sample(
     if state is not None:
         _check_state(state, tx, estimator, params, num_chains, num_examples, batch_size)
 
-    if find_states_with_path(jax.eval_shape(tx.init, one_chain), ("noise", "deviations")):
+    if any(find_perturbing(jax.eval_shape(tx.init, one_chain))):
         raise ValueError(
             "tx must take its gradients at the parameters: ivon and weight_noise take them at"
             " perturbed(params, opt_state). Train in a loop of your own, and draw from ivon's"

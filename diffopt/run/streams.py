@@ -37,6 +37,9 @@ def read_batches(data: Any, number: int = 0) -> Iterator[Batch]:
     """Batch after batch as NumPy arrays, all of the structure, shapes and dtypes of the first.
 
     A last batch of an epoch that is shorter is dropped. `number` is that of a function's first.
+
+    Raises:
+      ValueError: there is no batch at all.
     """
     like = kind = None
     for epoch in _epochs(data, number):
@@ -60,6 +63,8 @@ def read_batches(data: Any, number: int = 0) -> Iterator[Batch]:
                 kind = seen
             given = True
             yield batch
+        if like is None:
+            raise ValueError(f"data gave no batch: {type(data).__name__} is empty or was used up")
         if not given:
             return
 
@@ -152,7 +157,5 @@ def stack_batches(
 def pool_batches(data: Any, number: int) -> tuple[Batch, int]:
     """The examples of `number` batches along one axis, and how many were in each."""
     batches = list(itertools.islice(read_batches(data), number))
-    if not batches:
-        raise ValueError(f"data gave no batch: {type(data).__name__} is empty or was used up")
     size = leading_length("a batch of data", batches[0], "examples")
     return jax.tree.map(lambda *x: np.concatenate(x), *batches), size

@@ -101,6 +101,7 @@ SIZES = {
     "default": Size(14, 1, ("the article's network, batch 100", CONTROLS[0]), NOISES[:1]),
     "full": Size(200, 3, tuple(WORKS), NOISES),
 }
+PLAIN = ("sgd", "adamw")  # without noise
 
 
 def optimizers(noises: Sequence[str]) -> dict[str, optax.GradientTransformation]:
@@ -189,7 +190,7 @@ def memory(size: str, keep: Keep) -> list[dict[str, Any]]:
                 "rival_bytes": result["bytes"][without_noise(noisy)],
             }
             for noisy in result["bytes"]
-            if noisy not in ("sgd", "adamw")
+            if noisy not in PLAIN
         ]
     return rows
 
@@ -206,7 +207,7 @@ def run(size: str, keep: Keep) -> list[Entry]:
     for name in chosen.works:
         seconds = keep(name, chosen, partial(measure, name, chosen))["values"]
         for noisy, times in seconds.items():
-            if noisy in ("sgd", "adamw"):
+            if noisy in PLAIN:
                 continue
             rival = without_noise(noisy)
             plain = seconds[rival]
