@@ -6,7 +6,7 @@ from statistics import mean
 from .lib.tables import Tables, load, markdown
 from .trial.protocol import panel
 from .trial.protocol.verdicts import COLUMNS
-from .trial.tables import verdicts
+from .trial.tables import held, verdicts
 
 HEADLINES = {
     "en": (
@@ -43,11 +43,12 @@ HEADLINES = {
 ORIGIN = {
     "en": (
         "The project began as a test of a Chinese article that recommends diffusions as optimizers."
-        " Its claims on [a fair trial]({docs}results/claims.md):"
+        " Its claims have these verdicts on [a fair trial]({docs}results/claims.md). Beside them"
+        " stands in how many of all settings noise beats every rival:"
     ),
     "zh": (
         "项目起因是检验一篇把扩散当作优化器的中文文章。"
-        "该文论断的[公平检验]({docs}results/claims.md)结果："
+        "该文论断的[公平检验]({docs}results/claims.md)结果如下，旁边是全部设置中噪声胜过所有对手的个数："
     ),
 }
 CLAIMS = {
@@ -66,6 +67,7 @@ VERDICTS = {
     "en": {"holds": "holds", "open": "open", "fails": "fails"},
     "zh": {"holds": "成立", "open": "未定", "fails": "不成立"},
 }
+COUNTS = {"en": "{verdict}, {won} of {tried}", "zh": "{verdict}，{won}/{tried}"}
 PLACES = {"readme": "docs/", "index": "", "zh_readme": "docs/", "zh_index": "../"}
 
 
@@ -108,11 +110,16 @@ def headline(language: str, docs: str) -> str:
 
 
 def claims(language: str) -> str:
-    """The article's claims, and the verdict on each by the article's step and by diffopt's best."""
-    tried = panel.by_claim(verdicts())
+    """The verdict on each claim of the article, and in how many settings it beats all rivals."""
+    tried, counts = panel.by_claim(verdicts()), held()
+
+    def cell(claim: str, column: str) -> str:
+        won, of = counts[claim, column]
+        verdict = VERDICTS[language][tried[claim][column].verdict]
+        return COUNTS[language].format(verdict=verdict, won=won, tried=of)
+
     head = ["", *(CLAIMS[language][claim] for claim in tried)]
     rows = [
-        [title, *(VERDICTS[language][of[column].verdict] for of in tried.values())]
-        for column, title in BY[language].items()
+        [title, *(cell(claim, column) for claim in tried)] for column, title in BY[language].items()
     ]
     return markdown(head, rows, left=len(head))

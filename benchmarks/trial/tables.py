@@ -26,6 +26,16 @@ def verdicts() -> list[Summary]:
     return summarize(load("trial.json")["claims"])
 
 
+def held() -> dict[tuple[str, str], tuple[int, int]]:
+    """Of each claim and column in how many settings, no controls, all rivals are beaten: of all."""
+    by_default = load("trial.json")["claims"]
+    counts = {}
+    for each in summarize(by_default + left_out(by_default)):
+        won = [setting.verdict == "holds" for setting in each.settings if not setting.control]
+        counts[each.claim, each.column] = sum(won), len(won)
+    return counts
+
+
 def claims() -> str:
     """The verdict on each claim in each column, and the effect that decides it."""
     rows = [
