@@ -600,6 +600,7 @@ def test_the_job_ends_with_the_trial(tmp_path, monkeypatch, capsys):
         (["--no-claims"], (), "default"),
         (["--dataset", "cifar10"], (), "default"),
         (["--dataset", "cifar10", "--claims", "tuning"], ("tuning",), "default"),
+        (["--dataset", "cifar10", "--claims", "stable"], ("stable",), "default"),
         (["--distributed"], (), "default"),
     ],
 )
@@ -621,7 +622,9 @@ def test_which_claims_are_tried(arguments, claims, size):
         (["--full", "--no-claims"], "--full without claims"),
         (["--dataset", "cifar10", "--full"], "--full without claims"),
         (["--dataset", "cifar10", "--claims", "tuning", "cost"], "--claims cost with --dataset"),
-        (["--dataset", "cifar10", "--tune"], "name --claims overfits tuning"),
+        (["--dataset", "cifar10", "--claims", "stable", "--quick"], "--claims stable: their runs"),
+        (["--dataset", "cifar10", "--tune"], "name --claims overfits"),
+        (["--dataset", "cifar10", "--tune", "--claims", "stable"], "name --claims overfits"),
         (["--data-dir", "images"], "--data-dir images without --dataset cifar10"),
     ],
 )

@@ -24,10 +24,10 @@ from ..problems.network_methods import (
     BAYES,
     BESTS,
     COOLED,
+    LONG_TRAINING,
     METHODS,
     METRICS,
     OF_COLUMN,
-    ON_FEW_IMAGES,
     RIVALS,
     RIVALS_IN_FULL,
     Method,
@@ -49,7 +49,7 @@ TUNING_SEEDS = {"pairs": 4, "digits": 8, "CIFAR-10": 2, "digits, the CNN": 2}
 def run(size: str, keep: Keep, task: Task = PAIRS) -> list[Entry]:
     """The entries of the claim."""
     if task is not PAIRS:
-        few = [] if size == "quick" else on_few_images(size, keep, networks.few_images(task))
+        few = [] if size == "quick" else after_long_training(keep, task)
         return with_wrong_labels(size, keep, task) + few
     entries = []
     tried = [(column, method, "") for column, method in OF_COLUMN.items()]
@@ -110,20 +110,16 @@ def with_wrong_labels(size: str, keep: Keep, task: Task) -> list[Entry]:
     return entries
 
 
-def on_few_images(size: str, keep: Keep, task: Task) -> list[Entry]:
-    """The entries of a posterior, `sghmc` under a prior by fan-in, after long training."""
-    settings = frozen_settings.load(f"{task.prefix}overfits")["0 %"]
-    results = network_methods.run_methods(
-        task, ON_FEW_IMAGES, settings, 0.0, SIZES[task.name][size], keep
-    )
+def after_long_training(keep: Keep, task: Task) -> list[Entry]:
+    """The entries of a posterior, `sghmc` under a prior by fan-in, on few images."""
+    results = network_methods.on_few_images(task, keep)
     return [
         each
         for kind, metric in METRICS.items()
         for each in network_methods.compare(
-            "overfits", "article", f"{task.prefix}long training: {kind}", metric,
-            results, itemgetter(kind),
+            "overfits", "article", f"{LONG_TRAINING}: {kind}", metric, results, itemgetter(kind)
         )
-    ]  # fmt: skip
+    ]
 
 
 def tune(record: Record, task: Task = PAIRS) -> None:

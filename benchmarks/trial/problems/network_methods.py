@@ -62,6 +62,7 @@ ON_FEW_IMAGES = {
     "adamw, cosine": Method("adamw", "last", COSINE),
     "adamw, ensemble of 4": Method("adamw", "average", {"members": 4, "cycles": 4}),
 }
+LONG_TRAINING = "CIFAR-10, 2,000 images, long training"
 GRIDS = {
     "pairs": {
         "momentum": grid(learning_rate=[0.1, 0.2, 0.4], weight_decay=[2e-3, 4e-3, 8e-3]),
@@ -156,6 +157,13 @@ def on_pairs(method: str, size: str, keep: Keep) -> dict[str, tuple[dict[str, An
     methods = {method: METHODS[method]} | rivals(size)
     settings = frozen_settings.load("pairs, overfits")["0 %"]
     return run_methods(networks.PAIRS, methods, settings, 0.0, networks.SIZES["pairs"][size], keep)
+
+
+def on_few_images(task: Task, keep: Keep) -> dict[str, tuple[dict[str, Any], float]]:
+    """The results of long training on few images of CIFAR-10, the `task`: of all methods."""
+    few = networks.few_images(task)
+    settings = frozen_settings.load(f"{few.prefix}overfits")["0 %"]
+    return run_methods(few, ON_FEW_IMAGES, settings, 0.0, networks.LONG, keep)
 
 
 def with_curves(results: dict[str, tuple[dict[str, Any], float]]) -> dict[str, Any]:

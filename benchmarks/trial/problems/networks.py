@@ -101,6 +101,7 @@ def cifar10(dataset: data.Data, size: str) -> Task:
     return with_cnn("CIFAR-10", dataset, **counts[size])
 
 
+@lru_cache
 def few_images(task: Task) -> Task:
     """The CNN on 2,000 images of CIFAR-10 that are shown 128 times.
 
@@ -373,6 +374,6 @@ SIZES = {
     "pairs": {"quick": Size(4, 12), "default": Size(20, 12), "full": Size(20, 24)},
     "digits": {"quick": Size(20, 12), "default": Size(60, 16), "full": Size(60, 32)},
     "CIFAR-10": {"quick": Size(4, 12), "default": Size(12, 12), "full": Size(30, 12)},
-    "CIFAR-10, 2,000 images": {"default": Size(32, 8), "full": Size(32, 12)},
     "digits, the CNN": {"default": Size(12, 16), "full": Size(12, 32)},
 }
+LONG = Size(32, 12)  # few images, at every size: 12 pairs can decide beside four rivals
