@@ -85,7 +85,9 @@ def tune_claims(
     if cifar10:
         tasks: tuple[networks.Task, ...] = (networks.cifar10(cifar10, "default"),)
     else:
-        tasks = (networks.PAIRS, networks.DIGITS, networks.digits_with_cnn())
+        tasks = (
+            networks.PAIRS, networks.LARGE_BATCHES, networks.DIGITS, networks.digits_with_cnn()
+        )  # fmt: skip
     for claim, module in ((claim, CLAIMS[claim]) for claim in claims):
         if claim == "overfits":
             for task in tasks:

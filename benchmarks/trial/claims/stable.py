@@ -92,10 +92,7 @@ def run(size: str, keep: Keep, task: Task = PAIRS) -> list[Entry]:
     """The entries of the claim."""
     if task is not PAIRS:
         return at_end("article", LONG_TRAINING, network_methods.on_few_images(task, keep))
-    entries = []
-    for column, method in network_methods.OF_COLUMN.items():
-        everyone = network_methods.on_pairs(method, size, keep)
-        entries += at_end(column, network_methods.pairs_of(size), everyone)
+    entries = [each for runs in network_methods.runs_on_pairs(size, keep) for each in at_end(*runs)]
     return entries + (follow_streams(keep) if size == "full" else [])
 
 
