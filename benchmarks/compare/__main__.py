@@ -2,7 +2,7 @@
 
     python -m benchmarks.compare                                  # digits, no download
     python -m benchmarks.compare --dataset cifar10 --data-dir DIR
-    python -m benchmarks.compare --dataset cifar10 --data-dir DIR --claims overfits stable
+    python -m benchmarks.compare --dataset cifar10 --data-dir DIR --claims overfits tuning
     python -m benchmarks.compare --quick                          # a minute
     python -m benchmarks.compare --checkpoint DIR                 # resumes after a kill
     srun python -m benchmarks.compare --distributed               # on many hosts

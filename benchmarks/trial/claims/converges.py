@@ -22,7 +22,7 @@ from ..protocol.pairs import Entry
 
 METRIC = "gradients until the last test NLL of {}, % of the run"
 GOAL = "momentum, snapshots"
-GOALS = {IN_LARGE_BATCHES: "momentum, mean weights", LONG_TRAINING: "adamw, ensemble of 4"}
+GOALS = {IN_LARGE_BATCHES: "SAM, cosine", LONG_TRAINING: "adamw, ensemble of 4"}
 
 
 def gradients_until(goal: np.ndarray, own: dict[str, Any]) -> np.ndarray:
