@@ -14,7 +14,7 @@ import optax
 import diffopt
 
 from ..lib import cli, machine
-from ..trial.run import CLAIMS, ON_CIFAR10
+from ..trial.run import CLAIMS, LONG_ON_CIFAR10, ON_CIFAR10
 
 # name: (learning rate, temperature, PRNG key) -> transformation
 BUILDERS: dict[str, Callable[[float, float, Any], optax.GradientTransformation]] = {
@@ -189,13 +189,21 @@ def parse(argv: list[str] | None, doc: str | None) -> Options:
     if args.dataset not in DEFAULTS:
         parser.error(f"unknown dataset {args.dataset!r}: choose one of {', '.join(DEFAULTS)}")
     if args.dataset == "cifar10":
-        if others := [claim for claim in args.claims or () if claim not in ON_CIFAR10]:
+        claims = args.claims or ()
+        if others := [claim for claim in claims if claim not in ON_CIFAR10]:
             parser.error(
                 f"--claims {' '.join(others)} with --dataset cifar10: only"
-                f" {' and '.join(ON_CIFAR10)} are tried there"
+                f" {', '.join(ON_CIFAR10)} are tried there"
             )
-        if args.tune and not args.claims:
-            parser.error(f"--tune with --dataset cifar10: name --claims {' '.join(ON_CIFAR10)}")
+        if args.quick and (long := [claim for claim in LONG_ON_CIFAR10 if claim in claims]):
+            parser.error(
+                f"--quick with --dataset cifar10 --claims {' '.join(long)}: their runs there are"
+                " long at every size"
+            )
+        if args.tune and args.claims != ["overfits"]:
+            parser.error(
+                "--tune with --dataset cifar10: name --claims overfits, the one tuned there"
+            )
     elif args.data_dir is not None:
         parser.error(f"--data-dir {args.data_dir} without --dataset cifar10: digits have no folder")
     for name, _ in args.learning_rate + args.temperature:

@@ -26,7 +26,8 @@ CLAIMS: dict[str, ModuleType] = {
     "cost": cost,
     "escapes": escapes,
 }
-ON_CIFAR10 = ("overfits", "tuning")  # tried there where it is named; the others know none
+LONG_ON_CIFAR10 = ("converges", "stable")  # on runs that are never quick
+ON_CIFAR10 = (*LONG_ON_CIFAR10, "overfits", "tuning")  # tried there where it is named
 
 
 def try_claims(
@@ -40,6 +41,7 @@ def try_claims(
     """
     keep = open_store(out / "trial" if size == "full" or cifar10 else None, report_progress)
 
+    of = (networks.cifar10(cifar10, size),) if cifar10 else ()
     stopped = threading.Event()
 
     def unless_stopped(name: str, what: Any, compute: Callable[[], Result]) -> Result:
@@ -48,7 +50,6 @@ def try_claims(
         return keep(name, what, compute)
 
     def entries(claim: str) -> list[Entry]:
-        of = (networks.cifar10(cifar10, size),) if cifar10 else ()
         return CLAIMS[claim].run(size, unless_stopped, *of)
 
     pool = ThreadPoolExecutor(min(2, machine.cores()))
@@ -66,7 +67,7 @@ def try_claims(
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     if "tuning" in claims and (cifar10 or size == "full"):
-        task = networks.cifar10(cifar10, size) if cifar10 else networks.DIGITS
+        task = of[0] if of else networks.DIGITS
         longest, _ = tuning.maps(tuning.SIZES[task.name][size][-1], keep, task)
         tuning.plot_maps(longest, out / "tuning.png", task)
     if "cost" in claims:
@@ -84,7 +85,9 @@ def tune_claims(
     if cifar10:
         tasks: tuple[networks.Task, ...] = (networks.cifar10(cifar10, "default"),)
     else:
-        tasks = (networks.PAIRS, networks.DIGITS, networks.digits_with_cnn())
+        tasks = (
+            networks.PAIRS, networks.LARGE_BATCHES, networks.DIGITS, networks.digits_with_cnn()
+        )  # fmt: skip
     for claim, module in ((claim, CLAIMS[claim]) for claim in claims):
         if claim == "overfits":
             for task in tasks:

@@ -372,6 +372,17 @@ def test_few_images_are_not_those_on_which_their_settings_were_found():
     assert (images == x[5_000:6_000]).all() and (tests == x[6_000:]).all()
 
 
+def test_few_images_have_enough_pairs_to_decide():
+    rivals = len(network_methods.ON_FEW_IMAGES) - 1
+    assert rivals * 2 / 2**networks.LONG.seeds < pairs.LEVEL
+
+
+def test_large_batches_take_as_many_steps():
+    tasks = (networks.PAIRS, networks.LARGE_BATCHES)
+    few, many = (networks.draw_batches(task, range(1), 2).shape for task in tasks)
+    assert few[:3] == many[:3] and (few[3], many[3]) == (50, 400)
+
+
 def test_the_job_tries_claims_on_cifar10(tmp_path, monkeypatch):
     x, y, test_x, test_y = (np.asarray(part) for part in helpers.digits())
     images = lambda x: jnp.asarray(np.repeat(x, 3, axis=-1))
@@ -600,6 +611,7 @@ def test_the_job_ends_with_the_trial(tmp_path, monkeypatch, capsys):
         (["--no-claims"], (), "default"),
         (["--dataset", "cifar10"], (), "default"),
         (["--dataset", "cifar10", "--claims", "tuning"], ("tuning",), "default"),
+        (["--dataset", "cifar10", "--claims", "stable"], ("stable",), "default"),
         (["--distributed"], (), "default"),
     ],
 )
@@ -621,7 +633,9 @@ def test_which_claims_are_tried(arguments, claims, size):
         (["--full", "--no-claims"], "--full without claims"),
         (["--dataset", "cifar10", "--full"], "--full without claims"),
         (["--dataset", "cifar10", "--claims", "tuning", "cost"], "--claims cost with --dataset"),
-        (["--dataset", "cifar10", "--tune"], "name --claims overfits tuning"),
+        (["--dataset", "cifar10", "--claims", "stable", "--quick"], "--claims stable: their runs"),
+        (["--dataset", "cifar10", "--tune"], "name --claims overfits"),
+        (["--dataset", "cifar10", "--tune", "--claims", "stable"], "name --claims overfits"),
         (["--data-dir", "images"], "--data-dir images without --dataset cifar10"),
     ],
 )

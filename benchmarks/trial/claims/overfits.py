@@ -22,17 +22,17 @@ from ..problems.network_methods import (
     ARTICLE,
     ARTICLES,
     BAYES,
+    BEST,
     BESTS,
     COOLED,
+    LONG_TRAINING,
     METHODS,
     METRICS,
-    OF_COLUMN,
-    ON_FEW_IMAGES,
     RIVALS,
     RIVALS_IN_FULL,
     Method,
 )
-from ..problems.networks import PAIRS, SIZES, Run, Task
+from ..problems.networks import LARGE_BATCHES, PAIRS, SIZES, Run, Task
 from ..protocol import frozen_settings
 from ..protocol.cells import Keep, Record, Settings
 from ..protocol.pairs import Entry
@@ -43,28 +43,39 @@ SHARES = {
     "default": (("40 %", 0.4), ("0 %", 0.0)),
     "full": (("20 %", 0.2), ("40 %", 0.4), ("60 %", 0.6), ("0 %", 0.0)),
 }
-TUNING_SEEDS = {"pairs": 4, "digits": 8, "CIFAR-10": 2, "digits, the CNN": 2}
+TUNING_SEEDS = {
+    "pairs": 4, "pairs, batches of 400": 4, "digits": 8, "CIFAR-10": 2, "digits, the CNN": 2
+}  # fmt: skip
 
 
 def run(size: str, keep: Keep, task: Task = PAIRS) -> list[Entry]:
     """The entries of the claim."""
     if task is not PAIRS:
-        few = [] if size == "quick" else on_few_images(size, keep, networks.few_images(task))
+        few = [] if size == "quick" else after_long_training(keep, task)
         return with_wrong_labels(size, keep, task) + few
+    runs = network_methods.runs_on_pairs(size, keep)
+    entries = [each for of in runs for each in after_training(*of)]
+    if size != "full":
+        return entries
+    with_ivon = network_methods.on_pairs(BAYES, size, keep)
+    return [
+        *entries,
+        *after_training("best", network_methods.pairs_of(size), with_ivon, ", ivon"),
+        *with_wrong_labels(size, keep, networks.DIGITS),
+    ]
+
+
+def after_training(column: str, setting: str, results: dict[str, Any], by: str = "") -> list[Entry]:
+    """The entries of whole runs, and of a quarter of each; `by` names what decides nothing."""
+    of = partial(network_methods.compare, "overfits", column)
     entries = []
-    tried = [(column, method, "") for column, method in OF_COLUMN.items()]
-    if size == "full":
-        tried.append(("best", BAYES, ", ivon"))
-    for column, method, by in tried:
-        results = network_methods.on_pairs(method, size, keep)
-        early = network_methods.with_curves(results)
-        of = partial(network_methods.compare, "overfits", column)
-        for kind, metric in METRICS.items():
-            setting = f"{network_methods.pairs_of(size)}, 100 classes{by}: {kind}"
-            entries += of(setting, metric, results, itemgetter(kind), control=bool(by))
-        setting = f"{network_methods.pairs_of(size)}, a quarter of the run{by}: NLL"
-        entries += of(setting, METRICS["NLL"], early, after_a_quarter, control=True)
-    return entries + (with_wrong_labels(size, keep, networks.DIGITS) if size == "full" else [])
+    for kind, metric in METRICS.items():
+        whole = f"{setting}, 100 classes{by}: {kind}"
+        entries += of(whole, metric, results, itemgetter(kind), control=bool(by))
+    return entries + of(
+        f"{setting}, a quarter of the run{by}: NLL", METRICS["NLL"],
+        network_methods.with_curves(results), after_a_quarter, control=True,
+    )  # fmt: skip
 
 
 def after_a_quarter(own: dict[str, Any]) -> np.ndarray:
@@ -110,29 +121,30 @@ def with_wrong_labels(size: str, keep: Keep, task: Task) -> list[Entry]:
     return entries
 
 
-def on_few_images(size: str, keep: Keep, task: Task) -> list[Entry]:
-    """The entries of a posterior, `sghmc` under a prior by fan-in, after long training."""
-    settings = frozen_settings.load(f"{task.prefix}overfits")["0 %"]
-    results = network_methods.run_methods(
-        task, ON_FEW_IMAGES, settings, 0.0, SIZES[task.name][size], keep
-    )
+def after_long_training(keep: Keep, task: Task) -> list[Entry]:
+    """The entries of a posterior, `sghmc` under a prior by fan-in, on few images."""
+    results = network_methods.on_few_images(task, keep)
     return [
         each
         for kind, metric in METRICS.items()
         for each in network_methods.compare(
-            "overfits", "article", f"{task.prefix}long training: {kind}", metric,
-            results, itemgetter(kind),
+            "overfits", "article", f"{LONG_TRAINING}: {kind}", metric, results, itemgetter(kind)
         )
-    ]  # fmt: skip
+    ]
 
 
 def tune(record: Record, task: Task = PAIRS) -> None:
-    """As many trials of each method: at 40 % wrong labels, and at 0 %; pairs of digits at 0 %."""
+    """As many trials of each method: at 40 % wrong labels, and at 0 %; pairs of digits at 0 %.
+
+    In large batches those methods that are set beside each other by default, and SAM.
+    """
     epochs = SIZES[task.name]["default"].epochs
     seeds = TUNING_SEEDS[task.name]
-    omitted = (COOLED,) if task is PAIRS else BESTS
-    methods = {name: of for name, of in METHODS.items() if name not in omitted}
-    for share, wrong in (("0 %", 0.0),) if task is PAIRS else SHARES["default"]:
+    on_pairs = task in (PAIRS, LARGE_BATCHES)
+    names = (ARTICLE, BEST, *RIVALS, "SAM, cosine") if task is LARGE_BATCHES else METHODS
+    omitted = (COOLED,) if on_pairs else BESTS
+    methods = {name: METHODS[name] for name in names if name not in omitted}
+    for share, wrong in (("0 %", 0.0),) if on_pairs else SHARES["default"]:
         scores: dict[str, list[dict[str, float]]] = {}
         for name, (optimizer, predictor, options, grid) in methods.items():
             points = network_methods.GRIDS[task.name][grid]

@@ -10,7 +10,7 @@ from ..protocol import frozen_settings
 from ..protocol.cells import Keep, Settings, grid
 from ..protocol.pairs import Entry, entry
 from . import networks
-from .networks import Run, Size, Task
+from .networks import LARGE_BATCHES, PAIRS, Run, Size, Task
 
 
 class Method(NamedTuple):
@@ -62,6 +62,8 @@ ON_FEW_IMAGES = {
     "adamw, cosine": Method("adamw", "last", COSINE),
     "adamw, ensemble of 4": Method("adamw", "average", {"members": 4, "cycles": 4}),
 }
+IN_LARGE_BATCHES = "pairs of digits, batches of 400"
+LONG_TRAINING = "CIFAR-10, 2,000 images, long training"
 GRIDS = {
     "pairs": {
         "momentum": grid(learning_rate=[0.1, 0.2, 0.4], weight_decay=[2e-3, 4e-3, 8e-3]),
@@ -70,6 +72,13 @@ GRIDS = {
         ),
         "ivon": grid(learning_rate=[0.5, 1.0, 1.5], weight_decay=[2e-3, 4e-3, 8e-3]),
         "adamw": grid(learning_rate=[6e-3, 1.2e-2, 2.4e-2], weight_decay=[0.1, 0.3, 1.0]),
+    },
+    "pairs, batches of 400": {
+        "momentum": grid(learning_rate=[0.1, 0.2, 0.4], weight_decay=[2e-3, 4e-3, 8e-3]),
+        "sghmc": grid(
+            learning_rate=[0.4], weight_decay=[1e-3, 2e-3, 4e-3], temperature=[3e-6, 1e-5, 3e-5]
+        ),
+        "adamw": grid(learning_rate=[6e-3, 1.2e-2, 2.4e-2], weight_decay=[0.3, 1.0, 3.0]),
     },
     "digits": {
         "momentum": grid(learning_rate=[0.003, 0.01, 0.03], weight_decay=[1e-3, 3e-3, 1e-2, 3e-2]),
@@ -151,11 +160,32 @@ def pairs_of(size: str) -> str:
     return "pairs of digits" + (f", {seeds} seeds" if size == "full" else "")
 
 
-def on_pairs(method: str, size: str, keep: Keep) -> dict[str, tuple[dict[str, Any], float]]:
-    """The results on pairs of digits that several claims read: a method's, and of all rivals."""
+def on_pairs(
+    method: str, size: str, keep: Keep, task: Task = PAIRS
+) -> dict[str, tuple[dict[str, Any], float]]:
+    """The results on pairs of digits: a method's, and of all rivals that are tuned there."""
     methods = {method: METHODS[method]} | rivals(size)
-    settings = frozen_settings.load("pairs, overfits")["0 %"]
-    return run_methods(networks.PAIRS, methods, settings, 0.0, networks.SIZES["pairs"][size], keep)
+    settings = frozen_settings.load(f"{task.prefix}overfits")["0 %"]
+    return run_methods(task, methods, settings, 0.0, networks.SIZES[task.name][size], keep)
+
+
+def runs_on_pairs(
+    size: str, keep: Keep
+) -> list[tuple[str, str, dict[str, tuple[dict[str, Any], float]]]]:
+    """What several claims read: column, name and results; in full in large batches too."""
+    tasks = {pairs_of(size): PAIRS} | ({IN_LARGE_BATCHES: LARGE_BATCHES} if size == "full" else {})
+    return [
+        (column, name, on_pairs(method, size, keep, task))
+        for column, method in OF_COLUMN.items()
+        for name, task in tasks.items()
+    ]
+
+
+def on_few_images(task: Task, keep: Keep) -> dict[str, tuple[dict[str, Any], float]]:
+    """The results of long training on few images of CIFAR-10, the `task`: of all methods."""
+    few = networks.few_images(task)
+    settings = frozen_settings.load(f"{few.prefix}overfits")["0 %"]
+    return run_methods(few, ON_FEW_IMAGES, settings, 0.0, networks.LONG, keep)
 
 
 def with_curves(results: dict[str, tuple[dict[str, Any], float]]) -> dict[str, Any]:

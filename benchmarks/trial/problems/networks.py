@@ -71,6 +71,10 @@ PAIRS = Task(
 )  # fmt: skip
 
 
+# as many steps, each of a batch in which there is little noise
+LARGE_BATCHES = PAIRS._replace(name="pairs, batches of 400", batch=400, passes=32)
+
+
 def with_cnn(
     name: str, dataset: data.Data, *, train: int, validation: int, tests: int, batch: int
 ) -> Task:
@@ -101,6 +105,7 @@ def cifar10(dataset: data.Data, size: str) -> Task:
     return with_cnn("CIFAR-10", dataset, **counts[size])
 
 
+@lru_cache
 def few_images(task: Task) -> Task:
     """The CNN on 2,000 images of CIFAR-10 that are shown 128 times.
 
@@ -371,8 +376,9 @@ class Size(NamedTuple):
 
 SIZES = {
     "pairs": {"quick": Size(4, 12), "default": Size(20, 12), "full": Size(20, 24)},
+    "pairs, batches of 400": {"default": Size(20, 12), "full": Size(20, 12)},
     "digits": {"quick": Size(20, 12), "default": Size(60, 16), "full": Size(60, 32)},
     "CIFAR-10": {"quick": Size(4, 12), "default": Size(12, 12), "full": Size(30, 12)},
-    "CIFAR-10, 2,000 images": {"default": Size(32, 8), "full": Size(32, 12)},
     "digits, the CNN": {"default": Size(12, 16), "full": Size(12, 32)},
 }
+LONG = Size(32, 12)  # few images, at every size: 12 pairs can decide beside four rivals
