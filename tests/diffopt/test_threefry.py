@@ -116,7 +116,7 @@ SAMPLERS = {
 
 
 @CPU
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", ["sgld", pytest.param("langevin", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("noise", NOISES)
 def test_a_step_is_one_pass_over_memory(sampler, noise):
     params = [jnp.zeros(shape) for shape in ((3, 3, 128, 256), (1 << 18,), (512, 1024))]

@@ -28,7 +28,7 @@ def ones(key, shape, dtype):
 
 
 @pytest.mark.parametrize("make", [diffopt.sghmc, diffopt.sgnht])
-@pytest.mark.parametrize("m", [0.0, 0.5])
+@pytest.mark.parametrize("m", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
 def test_at_zero_temperature_it_is_sgd_with_momentum(make, m):
     found = path(make(0.02, 0.0, momentum=m, noise=ones), PARAMS, grad, 100)
     reference = path(optax.sgd(0.02, momentum=m), PARAMS, grad, 100)
