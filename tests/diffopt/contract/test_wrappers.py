@@ -161,6 +161,7 @@ def test_without_it_one_parameter_is_lost_or_all_that_share_a_sum(name):
             assert_equal(moved[::2], params[::2])
 
 
+@pytest.mark.slow
 @each_sampler
 def test_lookahead_takes_its_fast_steps_and_meets_it_halfway(name):
     params, grads = setting(name)

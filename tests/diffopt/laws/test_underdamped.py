@@ -107,6 +107,7 @@ def test_sgnht_has_the_covariance_of_the_lyapunov_equation_at_its_friction(sigma
     assert abs(float(state.friction) / friction - 1) < 0.02
 
 
+@pytest.mark.slow
 def test_one_thermostat_holds_the_mean_temperature_of_leaves_that_differ():
     eta, m, sigma, curvature = 0.3, 0.9, {"a": 0.0, "b": 1.5}, {"a": 4.0, "b": 0.5}
 
