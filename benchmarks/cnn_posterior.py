@@ -183,16 +183,20 @@ def run_posterior(name: str, seed: int, parts: Any) -> tuple[dict[str, Any], dic
     T, began = cold / N, time.perf_counter()
     examples = jax.tree.map(jnp.asarray, parts["train"])
     (trained, _), _ = train(adam, None, initial(seed), jax.random.key(seed), warm, parts)
+    variance = diffopt.fan_in_variance(trained, scale)
+
+    def with_prior(params: Any, batch: Any) -> jax.Array:
+        scaled = jax.tree.map(lambda p, v: p / v**0.5, params, variance)
+        return loss(params, batch) + T * optax.tree.norm(scaled, squared=True) / 2
+
     step_size, report = diffopt.find_step_size(
-        diffopt.sghmc, loss, trained, examples, temperature=T, batch_size=BATCH_SIZE, key=seed
+        diffopt.sghmc, with_prior, trained, examples, temperature=T, batch_size=BATCH_SIZE, key=seed
     )
-    prior = diffopt.gaussian_prior(diffopt.fan_in_variance(trained, scale), T)
-    tx = optax.chain(prior, diffopt.sghmc(step_size, T))
     steps = (STEPS - warm - report.gradients) // CHAINS
     samples = diffopt.sample(
-        tx, loss, trained, examples, num_steps=steps, num_chains=CHAINS, burn_in=steps // 5,
-        every=steps // SNAPSHOTS, batch_size=BATCH_SIZE, key=seed,
-        transform=partial(predict, parts),
+        diffopt.sghmc(step_size, T), with_prior, trained, examples, num_steps=steps,
+        num_chains=CHAINS, burn_in=steps // 5, every=steps // SNAPSHOTS, batch_size=BATCH_SIZE,
+        key=seed, transform=partial(predict, parts),
     )  # fmt: skip
     return jax.tree.map(lambda x: x.mean((0, 1)), samples.draws), {
         "step_size": step_size,

@@ -124,7 +124,7 @@ def assert_variance(measured, exact):
     assert abs(measured / exact - 1) < 4.5 * np.sqrt(2 / N)
 
 
-@pytest.mark.parametrize("curvature", [0.0, 1.5])
+@pytest.mark.parametrize("curvature", [pytest.param(0.0, marks=pytest.mark.slow), 1.5])
 def test_weight_decay_is_a_gaussian_prior_of_variance_t_over_decay(curvature):
     """Without a loss the samples are those of the prior; with one, of the posterior."""
     eta, decay = 0.1, 0.5

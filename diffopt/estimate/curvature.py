@@ -19,7 +19,7 @@ class Curvatures(NamedTuple):
     """What Lanczos' iteration tells of the Hessian.
 
     Attributes:
-      values: curvatures, `[product]`.
+      values: curvatures, `[product]`, or one for each parameter that moves where those are fewer.
       weights: of the values in the spectrum, of sum 1.
       axis: the unit vector of the largest, a tree like the parameters.
     """
@@ -66,12 +66,14 @@ def find_curvatures(
     batches: jax.Array | None,
     key: jax.Array,
     products: int,
+    moving: int,
 ) -> Curvatures:
     """Curvatures of S H S, H the mean Hessian of the batches and S the diagonal `scale`.
 
     Lanczos' iteration from a random vector finds the largest to a few percent in twenty products,
     and the values with their weights have the moments of the whole spectrum, as that vector sees
-    it: a Gauss quadrature.
+    it: a Gauss quadrature. With no more parameters than products it finds every curvature: where
+    it ends in a subspace, it goes on from a random vector outside.
     """
 
     def iterate(params: Params, scale: Params, data: Batch, batches: Any, key: jax.Array) -> Any:
@@ -115,13 +117,19 @@ def find_curvatures(
             w = leave(basis, leave(basis, w))  # rounding would bring the first vectors back
             largest = jnp.maximum(largest, jnp.abs(alpha))
             v, beta = normalize(w, NEGLIGIBLE * largest)
+            if moving <= products:
+                other = leave(basis, leave(basis, draw(jax.random.fold_in(key, i))))
+                other, _ = normalize(other, NEGLIGIBLE)
+                v = jax.tree.map(lambda v, x: jnp.where(beta > 0, v, x), v, other)
             largest = jnp.maximum(largest, beta)
             basis = jax.tree.map(lambda b, x: b.at[i + 1].set(x, mode="drop"), basis, v)
             return basis, alphas.at[i].set(alpha), betas.at[i].set(beta), largest
 
-        start = draw_increments(key, wide, "gaussian")
-        moving = jax.tree.map(lambda s, xi: xi * (s > 0), scale, start)
-        first, _ = normalize(moving, 0.0)
+        def draw(key: jax.Array) -> Params:
+            xi = draw_increments(key, wide, "gaussian")
+            return jax.tree.map(lambda s, xi: xi * (s > 0), scale, xi)
+
+        first, _ = normalize(draw(key), 0.0)
         basis = jax.tree.map(lambda x: jnp.zeros((products, *x.shape), x.dtype).at[0].set(x), first)
         zeros = jnp.zeros(products)
         return jax.lax.fori_loop(0, products, step, (basis, zeros, zeros, jnp.zeros([])))[:3]
@@ -131,9 +139,10 @@ def find_curvatures(
     alphas, betas = np.asarray(alphas, float), np.asarray(betas, float)[:-1]
     if not (np.isfinite(alphas).all() and np.isfinite(betas).all()):
         raise ValueError("the Hessian of loss must be finite at params")
-    values, vectors = np.linalg.eigh(np.diag(alphas) + np.diag(betas, 1) + np.diag(betas, -1))
-    weights = vectors[0] ** 2
-    top = jnp.asarray(vectors[:, -1], jnp.float32)
+    tridiagonal = np.diag(alphas) + np.diag(betas, 1) + np.diag(betas, -1)
+    values, vectors = np.linalg.eigh(tridiagonal[:moving, :moving])
+    weights = vectors[0] ** 2 if moving > products else np.full(moving, 1 / moving)
+    top = jnp.zeros(products).at[: len(values)].set(vectors[:, -1])
     axis = jax.tree.map(lambda b: jnp.tensordot(top.astype(b.dtype), b, 1), basis)
     return Curvatures(values[::-1], weights[::-1], axis)
 

@@ -19,7 +19,7 @@ from ..inputs.trees import check_inexact, count_degrees, place_beside, refuse_st
 from ..run.batches import count_examples, doubt_mean, shape_batch
 from ..run.chains import own_mesh
 from ..run.program import compile_program
-from ..run.results import average_over_chains
+from ..run.results import TOO_HOT, average_over_chains, read_temperature
 from ..run.sample import sample
 from ..run.streams import is_stream
 from ..samplers.gaussian_prior import gaussian_prior
@@ -116,9 +116,9 @@ def local_learning_coefficient(
 
     Warns:
       UserWarning: a chain was not finite: which, and at which step; the mean leaves it out. The
-        loss of a batch is not a mean over its examples, or the loss is too coarse for T. Or λ̂ is
-        above d/2 or below 0, or the halves of the steps after `burn_in` differ, by more than a
-        tenth and five standard errors of at least 8 chains.
+        loss of a batch is not a mean over its examples, or the loss is too coarse for T; chains on
+        data read more than ten times T. Or λ̂ is above d/2 or below 0, or the halves of the steps
+        after `burn_in` differ, by more than a tenth and five standard errors of at least 8 chains.
 
     Raises:
       ValueError: a number is out of its range; `data` have no common leading axis, or are None
@@ -150,7 +150,7 @@ def local_learning_coefficient(
     check_number("temperature", temperature, positive=True)
     check_sampler(sampler)
     tx = localize(sampler(step_size, temperature, key=key), temperature, localization)
-    losses, spacing = _run(
+    losses, spacing, reading = _run(
         loss, tx, params, data, num_steps=num_steps, burn_in=burn_in, num_chains=num_chains,
         batch_size=batch_size, key=key,
     )  # fmt: skip
@@ -160,7 +160,21 @@ def local_learning_coefficient(
     estimate = _estimate(excess, losses)
     if not _warn_if_coarse(spacing / max(1.0, abs(float(estimate.mean))), spacing, temperature):
         _warn_of_doubt(estimate, excess, params)
+    _warn_if_hot(reading, temperature, data)
     return estimate
+
+
+def _warn_if_hot(reading: float, temperature: float, data: Any) -> None:
+    """Warn where chains on data read far more than the temperature that they were given."""
+    if data is not None and reading > TOO_HOT * temperature:
+        n = count_examples(data, None)
+        by_default = f", log(n)/n of {n} examples" if temperature == math.log(n) / n else ""
+        warnings.warn(
+            f"the chains read the temperature {reading:.3g}, which is {reading / temperature:.3g}"
+            f" times theirs, {temperature:.3g}{by_default}: they still descend, or the step_size"
+            " is too long: try a longer burn_in, then a shorter step_size",
+            stacklevel=3,
+        )
 
 
 def _warn_if_coarse(least: float, spacing: float, temperature: float) -> bool:
@@ -256,7 +270,8 @@ def wbic(
 
     Warns:
       UserWarning: a chain was not finite: which, and at which step; the mean leaves it out. The
-        loss of a batch is not a mean over its examples, or the loss is too coarse for T.
+        loss of a batch is not a mean over its examples, or the loss is too coarse for T; the chains
+        read more than ten times T.
 
     Raises:
       ValueError: a number is out of its range; `data` have no common leading axis of at least 2;
@@ -291,13 +306,14 @@ def wbic(
     prior = jax.eval_shape(log_prior, params)
     if getattr(prior, "shape", None) != () or not jnp.issubdtype(prior.dtype, jnp.floating):
         raise TypeError(f"log_prior must give a real scalar, got {prior}")
-    losses, spacing = _run(
+    losses, spacing, reading = _run(
         loss, _add_prior(sampler(step_size, temperature, key=key), temperature, log_prior), params,
         data,
         num_steps=num_steps, burn_in=burn_in, num_chains=num_chains, batch_size=batch_size, key=key,
     )  # fmt: skip
     n = len(jax.tree.leaves(data)[0])
     _warn_if_coarse(spacing, spacing, temperature)
+    _warn_if_hot(reading, temperature, data)
     return _estimate(n * np.asarray(losses, float)[:, burn_in:], losses)
 
 
@@ -344,10 +360,10 @@ def _run(
     num_chains: int,
     batch_size: int | None,
     key: int | jax.Array,
-) -> tuple[jax.Array, float]:
+) -> tuple[jax.Array, float, float]:
     """L along chains of `tx`, `[chain, step]`, and how finely it is known at `params`.
 
-    L is not finite at the end of a chain that diverged.
+    L is not finite at the end of a chain that diverged. And the temperature after `burn_in`.
     """
     num_steps, burn_in, batch_size = check_run(
         "sample", loss, params, data, num_steps, burn_in, batch_size, key
@@ -356,23 +372,27 @@ def _run(
     run = partial(
         sample, tx, num_steps=num_steps, num_chains=num_chains, key=key, transform=keep_nothing
     )
-    if batch_size is None:
-        losses, offset = run(loss, params, data).losses, 0.0
-    else:
-        if (doubt := doubt_mean(loss, params, data, batch_size)) is not None:
-            warnings.warn(doubt, stacklevel=3)
-        references = _compute_losses(loss, params, data, batch_size)
-        relative = lambda params, batch: loss(params, batch[0]) - jnp.mean(batch[1])
-        with warnings.catch_warnings():  # of `relative`: that of `loss` is above
-            warnings.filterwarnings("ignore", "loss is .* on average for their halves")
-            losses = run(relative, params, (data, references), batch_size=batch_size).losses
-        offset = np.asarray(_widen(references)).mean()
+    with warnings.catch_warnings():  # that of 1/N: the temperature here is another
+        warnings.filterwarnings("ignore", "the chains read the temperature")
+        if batch_size is None:
+            samples, offset = run(loss, params, data), 0.0
+        else:
+            if (doubt := doubt_mean(loss, params, data, batch_size)) is not None:
+                warnings.warn(doubt, stacklevel=3)
+            references = _compute_losses(loss, params, data, batch_size)
+            relative = lambda params, batch: loss(params, batch[0]) - jnp.mean(batch[1])
+            warnings.filterwarnings("ignore", "loss is .* on average for their halves")  # as above
+            samples = run(relative, params, (data, references), batch_size=batch_size)
+            offset = np.asarray(_widen(references)).mean()
+    losses = samples.losses
     if losses.shape[1] <= burn_in:
         raise KeyboardInterrupt
     with own_mesh(losses):
         wide = _widen(losses) + offset
     starts = np.abs(np.asarray(wide)[:, 0].astype(float))
-    return wide, float(jnp.finfo(losses.dtype).eps * starts[np.isfinite(starts)].max(initial=0))
+    spacing = float(jnp.finfo(losses.dtype).eps * starts[np.isfinite(starts)].max(initial=0))
+    after = jax.tree.map(lambda t: t[:, burn_in:], samples.temperatures)
+    return wide, spacing, read_temperature(after)
 
 
 def check_run(

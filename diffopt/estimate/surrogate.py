@@ -39,7 +39,8 @@ class Surrogate(NamedTuple):
       response: P, between 0 and 1.
       start: standard normal numbers, where chains begin.
       stiffest: 1 for elements of the largest curvature, with the noise along that direction.
-      typical: 1 for elements whose curvatures are spread as those of the loss, with the mean noise.
+      typical: 1 for elements whose curvatures are spread as those of the loss, with the mean noise;
+        where elements are coupled each copy is a loss of its own, and all of it is typical.
     """
 
     curvature: Params
@@ -150,16 +151,21 @@ def make_surrogate(
     else:
         np.put_along_axis(stiffest, order[:, :number], 1, axis=1)
     stiffest *= moves
-    typical = moves - stiffest
+    rest = moves - stiffest
     values, weights = spectrum
+    if coupled:  # the stiffest has its share
+        share = np.maximum(weights - (values == values.max()) / moves.sum(), 0)
+        weights = share if share.sum() > 0 else weights
     ascending = np.argsort(values)
-    levels = (random.permutation(typical.size).reshape(typical.shape) + 0.5) / typical.size
+    position = np.argsort(order, axis=1) - number  # each copy has the whole spectrum
+    offset = (random.permutation(copies)[:, None] + 0.5) / copies
+    levels = np.clip((position + offset) / max(1, moves.sum() - number), 0, 1)
     places = np.searchsorted(np.cumsum(weights[ascending]) / weights.sum(), levels)
     drawn = values[ascending][np.minimum(places, len(values) - 1)] / values.max()
     curvature = np.where(stiffest, 1, drawn)
 
     start = random.standard_normal(stiffest.shape)
-    for group in (stiffest == 1, typical == 1):  # at T exactly: what has not settled yet is there
+    for group in (stiffest == 1, rest == 1):  # at T exactly: what has not settled yet is there
         start[group] /= np.sqrt(np.mean(start[group] ** 2)) if group.any() else 1
 
     def tree(rows: np.ndarray) -> Params:
@@ -177,7 +183,7 @@ def make_surrogate(
         response=tree(np.broadcast_to(each, stiffest.shape)),
         start=tree(start),
         stiffest=tree(stiffest),
-        typical=tree(typical),
+        typical=tree(moves + 0 * stiffest if coupled else rest),
     )
 
 

@@ -156,13 +156,25 @@ def find_states_with_path(opt_state: Any, fields: Sequence[str]) -> list[tuple[s
     return [(jax.tree_util.keystr(path), x) for path, x in leaves if has_fields(x)]
 
 
-def check_structure(name: str, tree: Any, like: Any) -> None:
-    """Raise a TypeError unless `tree` has the structure of `like`."""
-    structure: Any = jax.tree.structure(tree)
-    if structure != jax.tree.structure(like):
-        raise TypeError(
-            f"{name} must have the structure {jax.tree.structure(like)}, got {structure}"
-        )
+def check_structure(
+    name: str, tree: Any, like: Any, is_leaf: Callable[[Any], bool] = lambda x: False
+) -> None:
+    """Raise a TypeError unless `tree` has the structure of `like`, with the first difference.
+
+    Where `is_leaf` is true in `like`, `tree` may have anything.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(like, is_leaf)
+    any_at = {path for path, x in leaves if is_leaf(x)}
+    own_leaves, own = jax.tree_util.tree_flatten_with_path(
+        tree, lambda path, x: path in any_at, is_leaf_takes_path=True
+    )
+    if own == structure:
+        return
+    wanted, got = ([jax.tree_util.keystr(path) for path, _ in x] for x in (leaves, own_leaves))
+    missing = [f": {name}{path} is missing" for path in wanted if path not in got]
+    more = [f": {name}{path} is too many" for path in got if path not in wanted]
+    told = next(iter(missing + more), "")
+    raise TypeError(f"{name} must have the structure {structure}, got {own}{told}")
 
 
 def check_like(name: str, tree: Any, like: Any) -> None:

@@ -48,7 +48,7 @@ def perturbed(params: Params, opt_state: optax.OptState, key: Key | None = None)
 
     Raises:
       ValueError: no state in `opt_state` is that of a method that perturbs.
-      TypeError: `key` is no key.
+      TypeError: `key` is no key, or `params` have another structure than at `init`.
 
     Examples:
       >>> import diffopt, jax, jax.numpy as jnp, optax

@@ -9,7 +9,7 @@ import optax
 from .._types import Key, Params
 from ..inputs.keys import check_key, derive_key
 from ..inputs.scalars import check_scalar, value_at
-from ..inputs.trees import check_inexact
+from ..inputs.trees import check_inexact, check_structure
 from .perturbed import check_noise, is_masked, next_keys
 
 
@@ -30,6 +30,7 @@ class WeightNoiseState(NamedTuple):
 
     def deviations(self, params: Params) -> Any:
         """The standard deviation of ε in every element, as arrays that broadcast."""
+        check_structure("params", params, self.std, is_masked)
 
         def deviation(std: Any, p: Any) -> Any:
             if is_masked(std):

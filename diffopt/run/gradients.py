@@ -117,11 +117,14 @@ def control_variate(
 
       In your own loop:
 
-      >>> params, state, opt_state = mode, estimator.init(mode), tx.init(mode)
-      >>> for i in range(0, 30, 10):
-      ...     grads, state = estimator.update(params, (x[i : i + 10], y[i : i + 10]), state)
+      >>> @jax.jit
+      ... def step(params, state, opt_state, batch):
+      ...     grads, state = estimator.update(params, batch, state)
       ...     updates, opt_state = tx.update(grads, opt_state, params)
-      ...     params = optax.apply_updates(params, updates)
+      ...     return optax.apply_updates(params, updates), state, opt_state
+      >>> run = mode, estimator.init(mode), tx.init(mode)
+      >>> for i in range(0, 30, 10):
+      ...     run = step(*run, (x[i : i + 10], y[i : i + 10]))
 
     References:
       Baker, Fearnhead, Fox & Nemeth, [Control Variates for Stochastic Gradient

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._types import Params
-from ..inputs.trees import check_arrays
+from ..inputs.trees import check_arrays, check_structure
 
 SHOWN = 8  # paths that an error lists
 
@@ -37,10 +37,11 @@ def take_part(params: Params, part: Any) -> tuple[Params, Callable[[Params], Par
       parameters like `params` with the part in its place, under `jit`, `grad` and `vmap` too.
 
     Raises:
-      ValueError: `part` has another structure than `params`, or a mask another shape than its leaf;
-        nothing is taken.
-      TypeError: `part` has something else than bools, or `params` have a leaf that is no array.
-      From `merge`, a ValueError: a leaf of `moving` has another shape than in the part.
+      ValueError: a mask has another shape than its leaf, or nothing is taken.
+      TypeError: `part` has another structure than `params`, or something else than bools; `params`
+        have a leaf that is no array.
+      From `merge`, a ValueError: a leaf of `moving` has another shape than in the part, or `moving`
+        another structure.
 
     Examples:
       The second head of two, and a bias.
@@ -62,11 +63,12 @@ def take_part(params: Params, part: Any) -> tuple[Params, Callable[[Params], Par
     if callable(part):
         masks = [part(path) for path in paths]
     else:
+        ends = {path for path, _ in jax.tree_util.tree_leaves_with_path(part)}
+        at_end = lambda path, x: path in ends
+        _, top = jax.tree_util.tree_flatten_with_path(params, at_end, is_leaf_takes_path=True)
+        check_structure("part", part, top.unflatten([True] * top.num_leaves))
         spread = lambda mask, below: jax.tree.map(lambda _: mask, below)
-        try:
-            masks = treedef.flatten_up_to(jax.tree.map(spread, part, params))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"part must have the structure of params: {error}") from error
+        masks = treedef.flatten_up_to(jax.tree.map(spread, part, params))
     chosen = [_read_mask(*each) for each in zip(paths, masks, leaves, strict=True)]
     if all(isinstance(places, np.ndarray) and not places.size for places in chosen):
         raise ValueError(f"part takes nothing of params, which has {', '.join(paths[:SHOWN])}")
@@ -90,7 +92,10 @@ def take_part(params: Params, part: Any) -> tuple[Params, Callable[[Params], Par
         return leaf.ravel().at[places].set(moved, unique_indices=True).reshape(leaf.shape)
 
     def merge(moving: Params) -> Params:
-        moved = treedef.flatten_up_to(moving)
+        try:
+            moved = treedef.flatten_up_to(moving)
+        except ValueError as error:
+            raise ValueError(f"merge needs moving in the structure of params: {error}") from None
         return treedef.unflatten(map(put, paths, leaves, chosen, moved))
 
     return treedef.unflatten(map(take, leaves, chosen)), merge

@@ -209,6 +209,12 @@ def check_room(number: int, draw: Any, num_chains: int, on_host: bool) -> None:
         )
 
 
+def read_temperature(temperatures: Temperatures) -> float:
+    """What the finite chains read on average: of the velocities where they have some."""
+    average = temperatures.average()
+    return float((average.configurational if average.kinetic is None else average.kinetic).mean)
+
+
 def _doubt_temperature(temperatures: Temperatures, num_examples: int | None) -> list[str]:
     """Where the chains are far hotter than the posterior of a mean loss, what they read.
 
@@ -216,13 +222,12 @@ def _doubt_temperature(temperatures: Temperatures, num_examples: int | None) -> 
     """
     if num_examples is None:
         return []
-    average = temperatures.average()
-    reading = average.configurational if average.kinetic is None else average.kinetic
-    ratio = float(reading.mean) * num_examples
+    reading = read_temperature(temperatures)
+    ratio = reading * num_examples
     if not ratio > TOO_HOT * max(1.0, np.log(num_examples)):
         return []
     return [
-        f"the chains read the temperature {reading.mean:.3g}, which with {num_examples} examples is"
+        f"the chains read the temperature {reading:.3g}, which with {num_examples} examples is"
         f" {ratio:.3g} times that of the posterior of a mean loss, 1/{num_examples}: a sampler of a"
         " mean loss needs temperature=1/N. If you gave that, the chains still descend, or the step"
         " is too long: try a longer burn_in, then a shorter step. Of a loss that sums over all"

@@ -25,6 +25,7 @@ from ..inputs.trees import (
     check_inexact,
     check_like,
     find_states_with_path,
+    leading_length,
     place_beside,
     refuse_statistics,
 )
@@ -204,10 +205,10 @@ def sample(
         tx, loss, params, data, num_steps, batch_size, estimator, burn_in, every, where,
         transform, key, on_draw, state,
     )  # fmt: skip
-    asked = num_chains
-    num_chains, has_chain_axis = count_chains(params, num_chains if state is None else None)
-    if asked not in (None, 1, num_chains):
-        raise ValueError(f"num_chains is {asked}, but params have {num_chains} chains")
+    if state is not None:
+        _check_chains(state, params, num_chains)
+        num_chains = None
+    num_chains, has_chain_axis = count_chains(params, num_chains)
     stream = data if is_stream(data) else None
     num_examples = None if stream is not None else count_examples(data, batch_size)
     num_steps, burn_in, every = (operator.index(n) for n in (num_steps, burn_in, every))
@@ -230,7 +231,7 @@ def sample(
         check_estimator(estimator, one_chain, *batch)
         estimator = jax.tree.map(lambda f: Partial(f) if callable(f) else f, estimator)
     if state is not None:
-        _check_state(state, tx, estimator, params, num_chains, num_examples, batch_size)
+        _check_state(state, tx, estimator, params, num_examples, batch_size)
 
     if any(find_perturbing(jax.eval_shape(tx.init, one_chain))):
         raise ValueError(
@@ -424,12 +425,25 @@ def _check_arguments(
         raise ValueError("params has no elements: all its leaves are of size 0")
 
 
+def _check_chains(state: RunState, params: Params, num_chains: int | None) -> None:
+    """Raise unless `params` are of the chains of `state`, and `num_chains` is their number."""
+    held = leading_length("state.origin", state.origin, "chains")
+    if num_chains not in (None, 1, held):
+        raise ValueError(f"num_chains is {num_chains}, but state has {held} chains")
+    try:
+        check_like("params", params, state.origin)
+    except TypeError as error:
+        raise TypeError(
+            f"{error}: state has {held} chain{'s' * (held > 1)}, num_chains is {num_chains}; go on"
+            " with the params and the state of the same Samples"
+        ) from None
+
+
 def _check_state(
     state: RunState,
     tx: optax.GradientTransformation,
     estimator: GradientEstimator | None,
     params: Params,
-    num_chains: int,
     num_examples: int | None,
     batch_size: int | None,
 ) -> None:
@@ -437,12 +451,6 @@ def _check_state(
 
     Warn where `optax.inject_hyperparams` keeps other numbers in `state` than `tx` has.
     """
-    for leaf in jax.tree.leaves(state.opt_state):
-        if jnp.shape(leaf)[:1] != (num_chains,):
-            raise ValueError(
-                f"params have {num_chains} chains and state has {jnp.shape(leaf)[:1]}: go on with"
-                " both of the same Samples"
-            )
     before = None if state.epoch is None else len(state.epoch.order)
     now = None if batch_size is None else num_examples
     if before != now:
@@ -453,7 +461,6 @@ def _check_state(
     fresh = jax.eval_shape(jax.vmap(tx.init), params)
     try:
         check_like("state.opt_state", state.opt_state, fresh)
-        check_like("state.origin", state.origin, params)
         estimate = None if estimator is None else jax.eval_shape(jax.vmap(estimator.init), params)
         check_like("state.estimator_state", state.estimator_state, estimate)
     except TypeError as error:

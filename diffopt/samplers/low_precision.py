@@ -268,7 +268,7 @@ def low_precision(
     It goes outermost: `low_precision(optax.chain(...))`, not `chain(low_precision(...), ...)`. A
     transformation after it, as `optax.scale`, changes updates that are rounded already: the
     residual no longer belongs to the parameters, which train wrongly, and `exact_params` agrees
-    with them.
+    with them. No error tells you, because a transformation does not see those after it.
 
     bfloat16 has a spacing of 2⁻⁷ at 1. An update far below it is lost when the sum is rounded to
     the nearest number, and when it is rounded at random, with the right mean, each step adds a
@@ -361,6 +361,15 @@ def low_precision(
       >>> tx = diffopt.sgld(1e-4, temperature=1e-3)  # 500 steps of -0.0001, and noise of 0.00045
       >>> last(tx), last(diffopt.low_precision(tx))
       (1.0, 0.95)
+
+      The learning rate of a chain is inside:
+
+      >>> tx = diffopt.low_precision(optax.chain(optax.scale_by_adam(), optax.scale(-1e-3)))
+      >>> params = jnp.ones(2, jnp.bfloat16)
+      >>> updates, state = tx.update(params, tx.init(params), params)
+      >>> params = optax.apply_updates(params, updates)
+      >>> bool(jnp.allclose(diffopt.exact_params(params, state), 0.999, atol=1e-6))
+      True
 
     References:
       Zhang, Wilson & De Sa, [Low-Precision Stochastic Gradient Langevin

@@ -21,7 +21,7 @@ def autoregression(rho, chains, draws, number, seed=0):
     return np.stack(x).swapaxes(0, 1)
 
 
-@pytest.mark.parametrize("draws", [101, 500])
+@pytest.mark.parametrize("draws", [101, pytest.param(500, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["independent", "slow", "apart", "wide", "ties"])
 def test_both_are_those_of_arviz(kind, draws):
     x = autoregression(0.9 if kind == "slow" else 0.0, 4, draws, 6)

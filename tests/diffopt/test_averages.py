@@ -30,7 +30,9 @@ def test_a_sample_that_is_left_out_has_no_gradient():
     np.testing.assert_allclose(of_samples, [1 / 4, 0, 1 / 6, 0])
 
 
-@pytest.mark.parametrize("batch_size", [1, 1000, 10**6])
+@pytest.mark.parametrize(
+    "batch_size", [1000, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 10**6))]
+)
 def test_a_million_samples_cost_no_digits(batch_size):
     samples = jnp.full(10**6, 0.1)
     assert diffopt.predictive(lambda s: s, samples, batch_size=batch_size) == np.float32(0.1)

@@ -49,7 +49,13 @@ def test_every_leaf_gains_an_axis_and_every_key_its_own_value(name):
         assert distinct(keys) == 5
 
 
-@pytest.mark.parametrize("name", TRANSFORMATIONS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in ("chain", "int_key")))
+        for name in TRANSFORMATIONS
+    ],
+)
 def test_no_two_chains_take_the_same_step(name):
     tx = TRANSFORMATIONS[name]
     params = jax.tree.map(lambda p: jnp.broadcast_to(p, (5, *p.shape)), PARAMS)

@@ -151,6 +151,8 @@ def test_a_merge_of_another_shape_is_refused():
     chains = jax.tree.map(lambda x: jnp.stack([x, x]), moving)
     with pytest.raises(ValueError, match=r"merge got one.bias of shape \(2, 3\), .* jax.vmap"):
         merge(chains)
+    with pytest.raises(ValueError, match=r"merge needs moving in the structure .*\['one', 'two'\]"):
+        merge({"one": moving["one"]})
 
 
 def test_a_part_may_be_told_by_paths_or_by_the_top_of_the_tree():
@@ -163,7 +165,8 @@ def test_a_part_may_be_told_by_paths_or_by_the_top_of_the_tree():
 @pytest.mark.parametrize(
     ("part", "error", "message"),
     [
-        ({"one": True}, ValueError, "part must have the structure of params"),
+        ({"one": True}, TypeError, r"part must have the structure .*: part\['two'\] is missing"),
+        ({"one": True, "two": True, "six": True}, TypeError, r"part\['six'\] is too many"),
         ({"one": False, "two": False}, ValueError, "part takes nothing of params, which has one"),
         (lambda path: None, TypeError, "bools or boolean arrays, got None for one.bias"),
         ({"one": False, "two": jnp.ones(2)}, TypeError, "got .* for two"),

@@ -14,7 +14,7 @@ from diffopt.inputs.keys import check_key, derive_key
 from tests.diffopt.contract.helpers import each_with_a_noise
 from tests.helpers import SAMPLERS, is_key
 
-SEEDS = range(4)
+SEEDS = range(2)
 TREE = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
 
 

@@ -169,6 +169,21 @@ def test_a_doubtful_estimate_is_told(arguments, message):
         diffopt.local_learning_coefficient(bowl, jnp.zeros(4), **options)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({}, r"times theirs, 0.15, log\(n\)/n of 20 examples: they still descend"),
+        (dict(temperature=0.01), "times theirs, 0.01: they still descend"),
+    ],
+)
+def test_hot_chains_are_told_with_the_temperature_that_they_were_given(arguments, told):
+    with pytest.warns(UserWarning, match="the chains read the temperature .* " + told):
+        llc(step_size=1.95, localization=0, num_steps=300, **arguments)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        llc(temperature=5.0, localization=0, num_steps=300)  # 33 times log(n)/n, and asked for
+
+
 def test_a_sampler_that_cannot_be_called_is_named():
     with pytest.raises(TypeError, match="sampler must accept sampler.step_size, temperature"):
         llc(sampler=lambda step_size: diffopt.sgld(step_size, 1.0))

@@ -53,7 +53,7 @@ def test_langevin_before_sgd_is_sgld_with_the_sign_of_the_noise_turned():
         assert_close(step(chain), expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("end", [0.0, -1e-10])
+@pytest.mark.parametrize("end", [pytest.param(0.0, marks=pytest.mark.slow), -1e-10])
 def test_where_the_learning_rate_or_the_diffusion_ends_langevin_adds_no_noise(end):
     slipping = lambda count: jnp.where(count < 1, 0.1, end)
     for tx in (diffopt.langevin(1.0, learning_rate=slipping), diffopt.langevin(slipping)):
@@ -71,7 +71,9 @@ def test_langevin_takes_its_learning_rate_by_name_only():
 # psgld
 
 
-@pytest.mark.parametrize("decay,eps", [(0.99, 1e-5), (0.0, 0.1)])
+@pytest.mark.parametrize(
+    "decay,eps", [(0.99, 1e-5), pytest.param(0.0, 0.1, marks=pytest.mark.slow)]
+)
 def test_at_zero_temperature_psgld_is_rmsprop(decay, eps):
     bumpy = lambda params: jax.tree.map(lambda p: -3 * jnp.sin(3 * p) + 0.2 * p, params)
     reference = optax.rmsprop(0.002, decay=decay, eps=eps, eps_in_sqrt=False)
@@ -99,7 +101,7 @@ def test_a_complex_element_has_one_preconditioner_and_two_noises():
     assert jnp.all(updates.real != updates.imag)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
 def test_squared_gradients_of_16_bits_neither_underflow_nor_stop_adding_up(dtype):
     g, decay = jnp.array([1e-4, 1.0], dtype), 0.999
     tx = diffopt.psgld(0.1, 0.0, decay=decay)

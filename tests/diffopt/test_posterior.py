@@ -215,7 +215,9 @@ def network(params, x):
     return {"probs": jax.nn.softmax(x @ params["w"]), "logits": x @ params["w"]}
 
 
-@pytest.mark.parametrize("batch_size", [None, 1, 3, 4, 10, 99])
+@pytest.mark.parametrize(
+    "batch_size", [None, 3, 10, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 4, 99))]
+)
 def test_the_mean_for_every_batch_size(batch_size):
     samples = {"w": normals(0, 10, 4, 3), "none": None}
     x = normals(1, 6, 4)

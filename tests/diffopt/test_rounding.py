@@ -20,7 +20,9 @@ MAKERS = {
     "langevin": lambda: optax.chain(diffopt.langevin(0.1, learning_rate=0.01), optax.sgd(0.01)),
 }
 inner = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
-low = pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+low = pytest.mark.parametrize(
+    "dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)]
+)
 
 
 def step(tx, params=PARAMS, grads=GRADS):
@@ -116,7 +118,10 @@ def test_a_parameter_that_was_never_moved_stays():
     chex.assert_trees_all_equal(state.residual, jax.tree.map(lambda p: 0 * p, state.residual))
 
 
-@pytest.mark.parametrize("tx", [optax.sgd(1e-4), optax.adam(1e-4)], ids=["sgd", "adam"])
+@pytest.mark.parametrize(
+    "tx",
+    [pytest.param(optax.sgd(1e-4), id="sgd", marks=pytest.mark.slow), optax.adam(1e-4)],
+)
 def test_it_trains_like_float32_where_bfloat16_stalls(tx):
     """A quadratic with its minimum at 2, from 1: each step is below 1/70 of the spacing."""
 
@@ -442,7 +447,7 @@ def test_scalars_of_the_state_stay_in_float32():
 
 
 @low
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("steps", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_no_rounding_is_dropped_within_a_program(dtype, steps):
     """XLA drops a cast to bfloat16 and back: then the residual is of another parameter.
 

@@ -1,6 +1,7 @@
 """`sample`: what a draw is, going on, the data, keys, divergence, bad input, many devices."""
 
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -467,8 +468,11 @@ def test_a_function_need_not_be_hashable():
 def test_going_on_with_what_does_not_fit(run):
     samples, _ = run
     go_on = partial(diffopt.sample, SGHMC, loss, num_steps=10, state=samples.state)
-    with pytest.raises(ValueError, match="2 chains and state has .4,"):
-        go_on(jax.tree.map(lambda p: p[:2], samples.params), (X, Y), batch_size=16)
+    others = {"(2,)": lambda p: p[:2], "()": lambda p: p[0], "(1,)": lambda p: p[:1]}
+    for shape, take in others.items():
+        told = f"params['b'] must have the shape (4,), got {shape}: state has 4 chains, num_chains"
+        with pytest.raises(TypeError, match=re.escape(told)):
+            go_on(jax.tree.map(take, samples.params), (X, Y), batch_size=16, num_chains=None)
     with pytest.raises(
         ValueError, match="batches out of 50 examples, got one with batches out of 49"
     ):
@@ -476,12 +480,12 @@ def test_going_on_with_what_does_not_fit(run):
     with pytest.raises(ValueError, match="got one with no batches"):
         go_on(samples.params, (X, Y))
     wider = samples.params | {"w": jnp.zeros((4, 3, 1))}
-    with pytest.raises(TypeError, match=r"state.* must have the shape \(4, 3, 1\)"):
+    with pytest.raises(TypeError, match=r"must have the shape \(4, 3\), got \(4, 3, 1\): state"):
         go_on(wider, (X, Y), batch_size=16)
     other = partial(diffopt.sample, diffopt.sgld(0.1, 0.1), loss, num_steps=10)
     with pytest.raises(TypeError, match="go on with the tx and the params it is of"):
         other(samples.params, (X, Y), batch_size=16, state=samples.state)
-    with pytest.raises(ValueError, match="num_chains is 3"):
+    with pytest.raises(ValueError, match="num_chains is 3, but state has 4 chains"):
         go_on(samples.params, (X, Y), batch_size=16, num_chains=3)
 
 

@@ -28,7 +28,9 @@ def ours(key, shape=(123, 16), dtype=jnp.float32):
     return gaussian(key, shape, dtype)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "shape", [pytest.param(x, marks=[pytest.mark.slow] * (0 < len(x) < 4)) for x in SHAPES]
+)
 def test_gaussian_is_jax_random_normal_in_every_shape(shape):
     expected = normal(KEY, shape)
     assert same(ours(KEY, shape), expected)
@@ -116,7 +118,7 @@ SAMPLERS = {
 
 
 @CPU
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", ["sgld", pytest.param("langevin", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("noise", NOISES)
 def test_a_step_is_one_pass_over_memory(sampler, noise):
     params = [jnp.zeros(shape) for shape in ((3, 3, 128, 256), (1 << 18,), (512, 1024))]

@@ -28,7 +28,7 @@ def ones(key, shape, dtype):
 
 
 @pytest.mark.parametrize("make", [diffopt.sghmc, diffopt.sgnht])
-@pytest.mark.parametrize("m", [0.0, 0.5])
+@pytest.mark.parametrize("m", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
 def test_at_zero_temperature_it_is_sgd_with_momentum(make, m):
     found = path(make(0.02, 0.0, momentum=m, noise=ones), PARAMS, grad, 100)
     reference = path(optax.sgd(0.02, momentum=m), PARAMS, grad, 100)
@@ -42,7 +42,7 @@ def test_sghmc_without_momentum_is_sgld():
     assert_close(found, reference, rtol=2e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("friction", [0.0, 0.7])
+@pytest.mark.parametrize("friction", [pytest.param(0.0, marks=pytest.mark.slow), 0.7])
 def test_at_zero_temperature_baoab_is_damped_leapfrog(friction):
     h = 0.1
     found = path(diffopt.baoab(h, 0.0, friction=friction, noise=ones), PARAMS, grad, 100)
@@ -67,7 +67,7 @@ def test_at_zero_temperature_and_without_friction_ubu_is_leapfrog():
     assert_close(found, reference, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("make", [diffopt.baoab, diffopt.ubu])
+@pytest.mark.parametrize("make", [diffopt.baoab, pytest.param(diffopt.ubu, marks=pytest.mark.slow)])
 def test_leapfrog_keeps_the_energy(make):
     """θ²/2 + v²/2, taken where both are known at one time, stays within O(h²) for 10,000 steps."""
     h, theta = 0.1, jnp.array([1.0])

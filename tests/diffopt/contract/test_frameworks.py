@@ -14,7 +14,7 @@ from flax.training.train_state import TrainState
 from tests.diffopt.contract.helpers import (
     ETA,
     T,
-    each_but_one_slow,
+    each_sampler,
     maker,
     setting,
     standard,
@@ -25,7 +25,8 @@ from tests.helpers import SAMPLERS, assert_close, assert_equal, assert_like, is_
 # In the hands of the libraries for networks
 
 
-@each_but_one_slow
+@pytest.mark.slow
+@each_sampler
 def test_a_run_restored_by_orbax_goes_on_to_the_same_bits(name, tmp_path):
     params, grads = setting(name)
     del params["empty"], grads["empty"]  # Orbax has no room for nothing
@@ -42,7 +43,8 @@ def test_a_run_restored_by_orbax_goes_on_to_the_same_bits(name, tmp_path):
     assert_equal(*steps)
 
 
-@each_but_one_slow
+@pytest.mark.slow
+@each_sampler
 def test_flax_nnx_takes_its_steps(name):
     layer = functools.partial(nnx.Linear, 3, 2, param_dtype=SAMPLERS[name].dtype)
     model = layer(rngs=nnx.Rngs(0))
@@ -64,7 +66,8 @@ def test_flax_nnx_takes_its_steps(name):
     assert (after["kernel"] != params["kernel"]).any()
 
 
-@each_but_one_slow
+@pytest.mark.slow
+@each_sampler
 def test_a_linen_train_state_takes_its_steps(name):
     net = linen.Dense(2, param_dtype=SAMPLERS[name].dtype)
     params = net.init(jax.random.key(0), jnp.ones((1, 3)))
@@ -76,7 +79,8 @@ def test_a_linen_train_state_takes_its_steps(name):
     assert_close(stepped.params, optax.apply_updates(params, updates), **tolerance(name))
 
 
-@each_but_one_slow
+@pytest.mark.slow
+@each_sampler
 def test_a_filtered_equinox_model_takes_its_steps(name):
     model = eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0), dtype=jnp.dtype(SAMPLERS[name].dtype))
     tx, _ = standard(name)
@@ -96,7 +100,7 @@ def test_a_filtered_equinox_model_takes_its_steps(name):
 # Under JAX's strictest settings
 
 
-@each_but_one_slow
+@each_sampler
 def test_a_run_is_the_same_under_rank_promotion_raise_debug_nans_and_debug_key_reuse(name):
     params, grads = setting(name)
     tx = maker(name, "gaussian")(optax.linear_schedule(ETA, 0.0, 2), optax.linear_schedule(T, 0, 1))
@@ -105,7 +109,7 @@ def test_a_run_is_the_same_under_rank_promotion_raise_debug_nans_and_debug_key_r
         assert_equal(run(tx, params, lambda params: grads, 3)[:2], expected)
 
 
-@each_but_one_slow
+@each_sampler
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "complex64", "float64"])
 def test_it_promotes_no_dtypes_by_itself(name, dtype):
     with jax.enable_x64(dtype == "float64"):

@@ -409,7 +409,7 @@ def program(tx, params, steps):
     return simulate.lower(*arguments).compile(), arguments
 
 
-@pytest.mark.parametrize("name", ["sgld", "sgnht", "low_precision"])
+@each(("sghmc", "sgnht", "low_precision"))
 def test_memory_of_a_million_steps_is_that_of_a_thousand(name):
     params = jnp.zeros(1_000, SAMPLERS[name].dtype)
     sizes = []

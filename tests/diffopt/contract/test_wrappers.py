@@ -10,7 +10,7 @@ from tests.diffopt.contract.helpers import (
     ETA,
     KEY,
     T,
-    each_but_one_slow,
+    each_sampler,
     maker,
     setting,
     standard,
@@ -21,7 +21,7 @@ from tests.diffopt.contract.helpers import (
 from tests.helpers import SAMPLERS, assert_close, assert_equal, of_name, run
 
 
-@each_but_one_slow
+@each_sampler
 def test_masked_leaves_pass_and_the_others_step_as_if_alone(name):
     params, grads = setting(name)
     tx, update = standard(name)
@@ -33,7 +33,7 @@ def test_masked_leaves_pass_and_the_others_step_as_if_alone(name):
     assert_close(updates, expected | rest, **tolerance(name))
 
 
-@each_but_one_slow
+@each_sampler
 def test_each_group_of_a_partition_steps_as_if_alone(name):
     params = {label: jnp.linspace(1, 2, 20, dtype=SAMPLERS[name].dtype) for label in "ab"}
     groups = {label: maker(name)(ETA, T, key=i) for i, label in enumerate(params)}
@@ -45,7 +45,7 @@ def test_each_group_of_a_partition_steps_as_if_alone(name):
     assert unlike(name, updates["a"], updates["b"])
 
 
-@each_but_one_slow
+@each_sampler
 def test_multisteps_takes_one_step_with_the_mean_gradient(name):
     params, grads = setting(name)
     tx, update = standard(name)
@@ -65,7 +65,7 @@ def injected(name, step_size=ETA, **keywords):
     return inject(step_size, temperature=T, **keywords)
 
 
-@each_but_one_slow
+@each_sampler
 def test_an_injected_temperature_is_set_without_compiling_again(name):
     params, grads = setting(name)
     tx = injected(name)
@@ -86,7 +86,7 @@ def test_inject_hyperparams_takes_a_key_in_every_form(form):
     assert_close(step(tx, params, grads), step(diffopt.sgld(ETA, T, key=KEY), params, grads))
 
 
-@each_but_one_slow
+@each_sampler
 def test_chains_under_vmap_have_each_its_own_injected_temperature(name):
     params, grads = setting(name)
     tx = injected(name)
@@ -102,7 +102,7 @@ def test_chains_under_vmap_have_each_its_own_injected_temperature(name):
         assert_close(jax.tree.map(lambda u: u[i], updates), expected, **tolerance(name))
 
 
-@each_but_one_slow
+@each_sampler
 def test_an_injected_schedule_that_reaches_zero_is_that_schedule_eagerly_too(name):
     """Where it is not traced the value of the schedule is checked as a constant is."""
     params, grads = setting(name)
@@ -115,7 +115,7 @@ def test_an_injected_schedule_that_reaches_zero_is_that_schedule_eagerly_too(nam
     assert_close(updates, expected, **tolerance(name))
 
 
-@each_but_one_slow
+@each_sampler
 def test_with_apply_if_finite_a_bad_batch_leaves_no_trace(name):
     """The parameters, the state and the noise go on as if the batch had not come."""
     params, grads = setting(name)
@@ -138,7 +138,7 @@ def test_with_apply_if_finite_a_bad_batch_leaves_no_trace(name):
     assert after.total_notfinite == 3 and jnp.isfinite(params["b"]).all()
 
 
-@each_but_one_slow
+@each_sampler
 def test_without_it_one_parameter_is_lost_or_all_that_share_a_sum(name):
     """The others go on as if it had not happened; the sums of sgnht and mclmc spread it.
 
@@ -161,7 +161,8 @@ def test_without_it_one_parameter_is_lost_or_all_that_share_a_sum(name):
             assert_equal(moved[::2], params[::2])
 
 
-@each_but_one_slow
+@pytest.mark.slow
+@each_sampler
 def test_lookahead_takes_its_fast_steps_and_meets_it_halfway(name):
     params, grads = setting(name)
     fast, _, _ = run(standard(name)[0], params, lambda params: grads, 2)
@@ -176,7 +177,7 @@ def test_lookahead_takes_its_fast_steps_and_meets_it_halfway(name):
     assert_close(both.fast, halfway, **tolerance(name))
 
 
-@each_but_one_slow
+@each_sampler
 def test_tree_map_params_maps_what_is_like_the_parameters_and_nothing_else(name):
     params = {"w": jnp.ones((2, 3), SAMPLERS[name].dtype), "b": jnp.ones(5, SAMPLERS[name].dtype)}
     tx, _ = standard(name)
@@ -186,7 +187,7 @@ def test_tree_map_params_maps_what_is_like_the_parameters_and_nothing_else(name)
     assert mapped == jax.tree.map(like_params, state)
 
 
-@each_but_one_slow
+@each_sampler
 def test_extra_arguments_pass_by(name):
     params, grads = setting(name)
     wants_loss = optax.GradientTransformationExtraArgs(

@@ -78,6 +78,7 @@ def test_a_baoab_chain_is_at_t_by_both():
     assert_temperature(kinetic, dict.fromkeys(SIZES, T))
 
 
+@pytest.mark.slow
 def test_a_sghmc_chain_shows_its_finite_step_in_both():
     eta, m = 0.2, 0.8
     expected = {name: T / (1 - eta * k / (2 * (1 + m))) for name, (k, _) in SIZES.items()}
@@ -86,6 +87,7 @@ def test_a_sghmc_chain_shows_its_finite_step_in_both():
     assert_temperature(kinetic, expected)
 
 
+@pytest.mark.slow
 def test_a_chain_heated_by_its_gradients_is_shown_by_both():
     eta, m, sigma = 0.1, 0.8, 1.0
     hot = T + eta * sigma**2 / (2 * (1 - m))

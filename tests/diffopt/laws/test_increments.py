@@ -19,7 +19,14 @@ def close(mean, expected, variance, count):
 
 
 @noises
-@pytest.mark.parametrize("shape", [(N,), (400, 500), (20_000, 10), (3, 3, 160, 140)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (N,),
+        (20_000, 10),
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ((400, 500), (3, 3, 160, 140))),
+    ],
+)
 def test_moments(noise, shape):
     xi = np.asarray(NOISES[noise](jax.random.key(1), shape, jnp.float32), np.float64).ravel()
     fourth, sixth, eighth = (1, 1, 1) if noise == "rademacher" else (3, 15, 105)
@@ -97,7 +104,7 @@ def test_a_bfloat16_leaf_gets_an_increment_of_variance_one():
 
 
 @noises
-@pytest.mark.parametrize("eta", [0.1, 0.5])
+@pytest.mark.parametrize("eta", [pytest.param(0.1, marks=pytest.mark.slow), 0.5])
 def test_the_stationary_variance_is_that_of_euler_maruyama(noise, eta):
     T, k = 0.7, 1.0
     tx = diffopt.sgld(eta, T, key=9, noise=noise)

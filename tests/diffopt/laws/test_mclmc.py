@@ -97,6 +97,7 @@ def test_noise_of_the_same_variance_everywhere_leaves_the_law():
     assert abs(found.mean() - 1) < 4.5 * np.sqrt(2 / N)
 
 
+@pytest.mark.slow
 def test_the_variance_is_proportional_to_the_temperature():
     k = jnp.linspace(0.2, 2, 50)
     paths = [
@@ -106,6 +107,7 @@ def test_the_variance_is_proportional_to_the_temperature():
     np.testing.assert_allclose(0.1 * paths[0], paths[1], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_direction_keeps_its_size_over_all_leaves_together():
     params = {"w": jnp.ones((4, 3)), "z": jnp.ones(5, jnp.complex64)}
     steep = lambda p: jax.tree.map(lambda x: 1e3 * x, p)

@@ -18,6 +18,7 @@ def test_sgld_finds_few_modes_and_cyclical_sgld_all(samples):
     assert [modes_found(chain) for chain in samples["cyclical SGLD"]] == [25] * 4
 
 
+@pytest.mark.slow
 def test_the_spread_around_a_centre_is_that_of_the_mode(samples):
     """In the last 60 steps of each cycle, between that of a step of 0 and of the first of them."""
     late = samples["cyclical SGLD"].reshape(4, 400, -1, 2)[:, :, -60:].reshape(-1, 2)

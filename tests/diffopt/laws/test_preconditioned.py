@@ -53,6 +53,7 @@ def test_without_gamma_small_steps_converge_to_a_biased_law(eps):
     assert biased > 1.2 * T / K
 
 
+@pytest.mark.slow
 def test_the_bias_vanishes_where_the_preconditioner_averages_over_many_states():
     """decay → 1: G is a constant and the variance T / (K (1 - ηGK/2))."""
     eta, eps = 0.15, 1e-5

@@ -63,6 +63,7 @@ def test_one_parameter_at_the_default_momentum_keeps_its_variance():
     assert abs(square.mean() - 1) < 4.5 * square.std() / np.sqrt(len(square))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("m", "steps"), [(0.99, 3_000), pytest.param(0.999, 20_000, marks=pytest.mark.slow)]
 )
@@ -76,6 +77,7 @@ def test_a_hot_start_does_not_wind_the_thermostat_up(m, steps):
     assert abs(per_chain.mean() - 1) < bound
 
 
+@pytest.mark.slow
 def test_a_temperature_that_falls_to_0_leaves_momentum_m_and_no_chain_diverges():
     T = optax.piecewise_interpolate_schedule("linear", 1.0, {500: 1.0, 1_000: 0.0})
     tx = diffopt.sgnht(1e-2, lambda count: jnp.where(count < 1_000, T(count), 0.0))

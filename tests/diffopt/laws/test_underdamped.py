@@ -39,7 +39,14 @@ def baoab_covariance(h, k, friction, temperature):
     return solve_discrete_lyapunov(A @ np.diag([1, c]) @ A @ B, noise @ noise.T)
 
 
-@pytest.mark.parametrize("m,noise", [(0.0, "gaussian"), (0.5, "rademacher"), (0.9, "gaussian")])
+@pytest.mark.parametrize(
+    "m,noise",
+    [
+        pytest.param(0.0, "gaussian", marks=pytest.mark.slow),
+        pytest.param(0.5, "rademacher", marks=pytest.mark.slow),
+        (0.9, "gaussian"),
+    ],
+)
 def test_sghmc_has_the_covariance_of_the_lyapunov_equation(m, noise):
     eta, curvature = 0.5, {"flat": 0.3, "steep": 0.9 * 2 * (1 + m) / 0.5}
     params = jax.tree.map(lambda _: jnp.zeros(N), curvature)
@@ -54,7 +61,9 @@ def test_sghmc_has_the_covariance_of_the_lyapunov_equation(m, noise):
         np.testing.assert_allclose(np.diag(expected), closed, rtol=1e-9)
 
 
-@pytest.mark.parametrize("of_the_limit", [0.15, 0.5, 0.9])
+@pytest.mark.parametrize(
+    "of_the_limit", [*(pytest.param(x, marks=pytest.mark.slow) for x in (0.15, 0.5)), 0.9]
+)
 def test_baoab_is_exact_up_to_its_limit_of_stability(of_the_limit):
     k = 2.0
     h = of_the_limit * 2 / np.sqrt(k)
@@ -81,7 +90,7 @@ def test_a_free_particle_in_bfloat16_warms_up_as_its_momentum_says(make):
     assert abs(diffopt.kinetic_temperature(state).overall / expected - 1) < 4.5 * np.sqrt(2 / N)
 
 
-@pytest.mark.parametrize("sigma", [0.0, 1.2])
+@pytest.mark.parametrize("sigma", [pytest.param(0.0, marks=pytest.mark.slow), 1.2])
 def test_sgnht_has_the_covariance_of_the_lyapunov_equation_at_its_friction(sigma):
     """With one curvature that covariance is T/k in θ, for any step and any noise."""
     eta, m, k = 0.3, 0.9, 3.0
@@ -98,6 +107,7 @@ def test_sgnht_has_the_covariance_of_the_lyapunov_equation_at_its_friction(sigma
     assert abs(float(state.friction) / friction - 1) < 0.02
 
 
+@pytest.mark.slow
 def test_one_thermostat_holds_the_mean_temperature_of_leaves_that_differ():
     eta, m, sigma, curvature = 0.3, 0.9, {"a": 0.0, "b": 1.5}, {"a": 4.0, "b": 0.5}
 
@@ -186,7 +196,7 @@ def test_two_wells_are_visited_in_the_right_proportions(name):
     assert abs((theta**2).mean() - second) < 4.5 * np.sqrt((fourth - second**2) / chains)
 
 
-@pytest.mark.parametrize("name", ["baoab", "sghmc"])
+@pytest.mark.parametrize("name", ["baoab", pytest.param("sghmc", marks=pytest.mark.slow)])
 def test_a_correlated_gaussian_in_50_dimensions(name):
     """Every entry of the covariance; curvatures from 1 to 100."""
     d, chains = 50, 5_000

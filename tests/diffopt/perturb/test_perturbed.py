@@ -331,6 +331,16 @@ def test_a_state_without_a_method_is_refused():
         diffopt.perturbed(PARAMS, METHODS["ivon"]().init(PARAMS), key="a")
 
 
+def test_params_of_another_structure_are_told_apart():
+    masked = optax.masked(diffopt.ivon(0.1, 10), {"w": True, "b": False})
+    for tx in (masked, optax.chain(diffopt.weight_noise(0.1), optax.sgd(0.1))):
+        state = tx.init({"w": jnp.ones(3), "b": jnp.ones(2)})
+        with pytest.raises(TypeError, match=r"params must have the structure .*'b'. is missing$"):
+            diffopt.perturbed({"w": jnp.ones(3)}, state)
+        with pytest.raises(TypeError, match=r"params must have the structure .*'c'. is too many$"):
+            diffopt.perturbed({"w": jnp.ones(3), "b": jnp.ones(2), "c": jnp.ones(2)}, state)
+
+
 def same_on_all_devices(method):
     """8 devices share a batch by `shard_map`: the parameters are those of one device."""
     tx = METHODS[method]()
