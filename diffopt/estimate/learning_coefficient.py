@@ -15,7 +15,13 @@ from .._types import Batch, Key, Loss, Params, Sampler
 from ..inputs.callables import check_concrete, check_loss, check_sampler
 from ..inputs.keys import check_key
 from ..inputs.scalars import check_int, check_number
-from ..inputs.trees import check_inexact, count_degrees, place_beside, refuse_statistics
+from ..inputs.trees import (
+    check_inexact,
+    count_degrees,
+    leading_length,
+    place_beside,
+    refuse_statistics,
+)
 from ..run.batches import count_examples, doubt_mean, shape_batch
 from ..run.chains import own_mesh
 from ..run.program import compile_program
@@ -167,7 +173,7 @@ def local_learning_coefficient(
 def _warn_if_hot(reading: float, temperature: float, data: Any) -> None:
     """Warn where chains on data read far more than the temperature that they were given."""
     if data is not None and reading > TOO_HOT * temperature:
-        n = count_examples(data, None)
+        n = leading_length("data", data, "examples")
         by_default = f", log(n)/n of {n} examples" if temperature == math.log(n) / n else ""
         warnings.warn(
             f"the chains read the temperature {reading:.3g}, which is {reading / temperature:.3g}"

@@ -163,6 +163,7 @@ def check_structure(
 
     Where `is_leaf` is true in `like`, `tree` may have anything.
     """
+    structure: Any
     leaves, structure = jax.tree_util.tree_flatten_with_path(like, is_leaf)
     any_at = {path for path, x in leaves if is_leaf(x)}
     own_leaves, own = jax.tree_util.tree_flatten_with_path(
