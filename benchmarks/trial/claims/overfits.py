@@ -5,10 +5,11 @@ article's step is `sghmc`, averaged; diffopt's best is momentum whose gradients 
 perturbed weights (`weight_noise`), with mean weights. Rivals are momentum and AdamW, tuned by as
 many trials on a validation split, with averages, mean weights, cosines and snapshots; in full SAM,
 ensembles at equal cost, early stopping and smooth labels too, and `ivon`, which decides nothing.
-The control is a quarter of the run, when little has overfitted. In full, and on CIFAR-10 where it
-is named, the article's step is tried on wrong labels, of which no clean validation set says when to
-stop. On 2,000 images of CIFAR-10 the article's CNN trains long: `sghmc` at T = 0.5/N under a prior
-by fan-in, averaged, beside the same step and decay at T = 0, and beside AdamW.
+The control is a quarter of the run, when little has overfitted. In full the same number of steps is
+tried with batches of half the training set, too. In full, and on CIFAR-10 where it is named, the
+article's step is tried on wrong labels, and no clean validation set says when to stop. On 2,000
+images of CIFAR-10 the article's CNN trains long: `sghmc` at T = 0.5/N under a prior by fan-in,
+averaged, beside the same step and decay at T = 0, and beside AdamW.
 """
 
 from functools import partial
