@@ -391,7 +391,7 @@ def _run(
         wide = _widen(losses) + offset
     starts = np.abs(np.asarray(wide)[:, 0].astype(float))
     spacing = float(jnp.finfo(losses.dtype).eps * starts[np.isfinite(starts)].max(initial=0))
-    after = jax.tree.map(lambda t: t[:, burn_in:], samples.temperatures)
+    after = jax.tree.map(lambda t: np.asarray(t)[:, burn_in:], samples.temperatures)
     return wide, spacing, read_temperature(after)
 
 
