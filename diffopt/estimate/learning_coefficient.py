@@ -167,7 +167,7 @@ def local_learning_coefficient(
 def _warn_if_hot(reading: float, temperature: float, data: Any) -> None:
     """Warn where chains on data read far more than the temperature that they were given."""
     if data is not None and reading > TOO_HOT * temperature:
-        n = count_examples(data, None)
+        n = len(jax.tree.leaves(data)[0])
         by_default = f", log(n)/n of {n} examples" if temperature == math.log(n) / n else ""
         warnings.warn(
             f"the chains read the temperature {reading:.3g}, which is {reading / temperature:.3g}"
