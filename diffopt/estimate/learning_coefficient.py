@@ -15,13 +15,7 @@ from .._types import Batch, Key, Loss, Params, Sampler
 from ..inputs.callables import check_concrete, check_loss, check_sampler
 from ..inputs.keys import check_key
 from ..inputs.scalars import check_int, check_number
-from ..inputs.trees import (
-    check_inexact,
-    count_degrees,
-    leading_length,
-    place_beside,
-    refuse_statistics,
-)
+from ..inputs.trees import check_inexact, count_degrees, place_beside, refuse_statistics
 from ..run.batches import count_examples, doubt_mean, shape_batch
 from ..run.chains import own_mesh
 from ..run.program import compile_program
@@ -173,7 +167,7 @@ def local_learning_coefficient(
 def _warn_if_hot(reading: float, temperature: float, data: Any) -> None:
     """Warn where chains on data read far more than the temperature that they were given."""
     if data is not None and reading > TOO_HOT * temperature:
-        n = leading_length("data", data, "examples")
+        n = len(jax.tree.leaves(data)[0])
         by_default = f", log(n)/n of {n} examples" if temperature == math.log(n) / n else ""
         warnings.warn(
             f"the chains read the temperature {reading:.3g}, which is {reading / temperature:.3g}"
@@ -397,7 +391,7 @@ def _run(
         wide = _widen(losses) + offset
     starts = np.abs(np.asarray(wide)[:, 0].astype(float))
     spacing = float(jnp.finfo(losses.dtype).eps * starts[np.isfinite(starts)].max(initial=0))
-    after = jax.tree.map(lambda t: t[:, burn_in:], samples.temperatures)
+    after = jax.tree.map(lambda t: np.asarray(t)[:, burn_in:], samples.temperatures)
     return wide, spacing, read_temperature(after)
 
 

@@ -163,8 +163,9 @@ def find_step_size(
     accept a step that is far too long.
 
     `psgld` is hotter than T at every step, because its metric follows the chain: by 10 % at best
-    with its `decay` of 0.99, which is refused, and by 3 % with 0.999. Give it `tolerance=0.15` or
-    that decay, and start from a draw: at a point where the gradient is 0 its first steps are huge.
+    with its `decay` of 0.99, which is refused, and by 3 % with 0.999. Give it `tolerance=0.15`, or
+    that decay and `max_gradients=20_000`. Start from a draw: at a point where the gradient is 0 its
+    first steps are huge.
 
     Args:
       sampler: `sampler(step_size, temperature, key=key)` gives a transformation, as `sgld`,

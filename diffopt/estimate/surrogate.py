@@ -183,7 +183,7 @@ def make_surrogate(
         response=tree(np.broadcast_to(each, stiffest.shape)),
         start=tree(start),
         stiffest=tree(stiffest),
-        typical=tree(moves + 0 * stiffest if coupled else rest),
+        typical=tree(np.broadcast_to(moves, stiffest.shape) if coupled else rest),
     )
 
 

@@ -163,9 +163,9 @@ def check_structure(
 
     Where `is_leaf` is true in `like`, `tree` may have anything.
     """
-    structure: Any
     leaves, structure = jax.tree_util.tree_flatten_with_path(like, is_leaf)
     any_at = {path for path, x in leaves if is_leaf(x)}
+    own: Any
     own_leaves, own = jax.tree_util.tree_flatten_with_path(
         tree, lambda path, x: path in any_at, is_leaf_takes_path=True
     )

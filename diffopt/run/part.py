@@ -65,9 +65,8 @@ def take_part(params: Params, part: Any) -> tuple[Params, Callable[[Params], Par
     else:
         ends = {path for path, _ in jax.tree_util.tree_leaves_with_path(part)}
         at_end = lambda path, x: path in ends
-        top: Any
-        _, top = jax.tree_util.tree_flatten_with_path(params, at_end, is_leaf_takes_path=True)
-        check_structure("part", part, top.unflatten([True] * top.num_leaves))
+        tops, top = jax.tree_util.tree_flatten_with_path(params, at_end, is_leaf_takes_path=True)
+        check_structure("part", part, jax.tree.unflatten(top, [True] * len(tops)))
         spread = lambda mask, below: jax.tree.map(lambda _: mask, below)
         masks = treedef.flatten_up_to(jax.tree.map(spread, part, params))
     chosen = [_read_mask(*each) for each in zip(paths, masks, leaves, strict=True)]
