@@ -5,9 +5,9 @@ Rastrigin's function. The article's step is `sgld`, diffopt's best `baoab`, both
 rivals start again from elsewhere, or hop from basin to basin; on a glass one anneals the spins
 themselves, which needs no gradient. In full replica exchange is tried too, and networks of ReLU
 units that learn others. Whatever each has found is finished alike: a glass by flipping single spins
-as long as one lowers the energy, a cluster by a descent. The controls: a small glass, whose ground state all find; in full Rastrigin's function, whose minima are
-one kick from each other, clusters of Lennard-Jones atoms, which basin hopping was made for, and a
-network on clean digits.
+as long as one lowers the energy, a cluster by a descent. The controls: a small glass, whose ground
+state all find; in full Rastrigin's function, whose minima are one kick from each other, clusters of
+Lennard-Jones atoms, which basin hopping was made for, and a network on clean digits.
 """
 
 from collections.abc import Callable, Sequence

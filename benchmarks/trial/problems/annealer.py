@@ -64,7 +64,8 @@ def anneal_spins(
     s = jax.random.rademacher(start_key, (len(J), chains, J.shape[-1]), J.dtype)
 
     def cool(k: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        return sweep(J, jax.random.fold_in(flip_key, k), *state, hp["temperature"] * (1 - k / sweeps))
+        temperature = hp["temperature"] * (1 - k / sweeps)
+        return sweep(J, jax.random.fold_in(flip_key, k), *state, temperature)
 
     s, _ = jax.lax.fori_loop(0, sweeps, cool, (s, s @ J))
     return quench(J, jnp.pi / 2 * s).min(1)
