@@ -5,7 +5,8 @@ from functools import partial
 import numpy as np
 
 from ..lib.tables import Tables, load, markdown
-from .committed import left_out
+from .claims.escapes import SOLVED, STUDENTS
+from .committed import FILE, left_out
 from .protocol import panel
 from .protocol.pairs import Entry
 from .protocol.verdicts import COLUMNS, Summary, summarize
@@ -17,6 +18,7 @@ def tables() -> Tables:
         "claims": claims,
         **{f"claim_{claim}": partial(settings, claim) for claim in panel.TITLES},
         **{f"claim_{claim}_full": partial(committed, claim) for claim in panel.TITLES},
+        "students": students,
         "memory": memory,
     }
 
@@ -77,6 +79,23 @@ def table(claim: str, entries: list[Entry], *, with_date: bool = False) -> str:
             ])  # fmt: skip
     head = ["column", "setting", "method", "strongest rival", "difference, 95 % interval", "p"]
     return markdown([*head, "verdict", *(["date"] if with_date else [])], rows, left=2)
+
+
+def students() -> str:
+    """Gradients for each student that a method brings to its teacher, and how many it brings."""
+    entries = load(FILE)["full"]
+    cells: dict[str, dict[str, str]] = {}
+    for place in STUDENTS:
+        mine = [each for each in entries if each["setting"] == place.setting]
+        values = {each["method"]: each["diffusion_values"] for each in mine}
+        values |= {each["rival"]: each["rival_values"] for each in mine}
+        units = str(round(place.dimensions**0.5))
+        for method, losses in values.items():
+            solved = sum(loss < SOLVED for loss in losses)
+            each = f"{place.gradients * len(losses) / solved:,.0f}" if solved else "none"
+            cells.setdefault(method, {})[units] = f"{each} ({solved} of {len(losses)})"
+    head = [f"{units} units" for units in next(iter(cells.values()))]
+    return markdown(["method", *head], [[method, *of.values()] for method, of in cells.items()])
 
 
 def memory() -> str:

@@ -17,6 +17,7 @@ from benchmarks.trial import committed
 from benchmarks.trial import run as trial
 from benchmarks.trial.claims import converges, cost, escapes, overfits, stable, tuning
 from benchmarks.trial.problems import (
+    annealer,
     clusters,
     digits,
     glass,
@@ -163,10 +164,14 @@ def test_a_kick_draws_one_unit_anew():
     assert (moved.sum(-1) == 1).all()
 
 
+def all_spins(number):
+    return np.array(list(itertools.product((1.0, -1.0), repeat=number)))
+
+
 def test_the_energy_of_a_glass_by_brute_force():
     J = glass.couplings(jax.random.key(1), 3, 10)
     assert np.allclose(J, J.swapaxes(1, 2)) and not np.diagonal(J, axis1=1, axis2=2).any()
-    spins = np.array(list(itertools.product((1.0, -1.0), repeat=10)))
+    spins = all_spins(10)
     energies = -0.5 * np.einsum("si,kij,sj->ks", spins, J, spins) / 10
     hp = {"learning_rate": 0.3, "temperature": 0.8, "chains": 16}
     shape = dict(dimensions=10, instances=3, chains=16, length=200)
@@ -188,6 +193,33 @@ def test_the_energy_of_a_glass_by_brute_force():
     for instance in range(3):
         of_minima = flipped[instance][minima[instance]]
         assert all(np.abs(of_minima - e).min() < 1e-5 for e in np.asarray(quenched[instance]))
+
+
+def test_the_annealer_finds_the_ground_state():
+    place = escapes.Place("a small glass", glass.GLASS, 12, 800, "a small glass")
+    hp = {"temperature": 1.0, "chains": 8}
+    found = escapes.find_least(place, escapes.ANNEALER, hp, gradients=800, instances=3, seed=0)
+    J, spins = glass.couplings(jax.random.key(0), 3, 12), all_spins(12)
+    least = -0.5 * np.einsum("si,kij,sj->ks", spins, J, spins).max(1) / 12
+    assert np.allclose(found["values"]["energy"], least, atol=1e-5)
+
+
+def test_the_spins_of_a_sweep_have_boltzmanns_law():
+    """40 sweeps of blocks of four spins, of 50,000 chains."""
+    chains, temperature = 50_000, 0.8
+    J, spins = glass.couplings(jax.random.key(3), 1, 8), all_spins(8)
+    s = jnp.ones((1, chains, 8))
+    sweep = lambda k, state: annealer.sweep(
+        J, jax.random.fold_in(jax.random.key(4), k), *state, temperature
+    )
+    s, h = jax.jit(lambda s: jax.lax.fori_loop(0, 40, sweep, (s, s @ J)))(s)
+    assert np.allclose(h, s @ J, atol=1e-4)
+    weights = np.exp(0.5 * np.einsum("si,ij,sj->s", spins, J[0], spins) / temperature)
+    law = np.einsum("s,si,sj->ij", weights / weights.sum(), spins, spins)
+    found = np.einsum("ci,cj->ij", s[0], s[0]) / chains
+    i, j = np.triu_indices(8, 1)
+    errors = np.sqrt((1 - law[i, j] ** 2) / chains)
+    assert (np.abs(found - law)[i, j] < 4.5 * errors).all()
 
 
 def test_the_gradient_of_a_glass():

@@ -2,12 +2,12 @@
 
 The ground state of a Sherrington-Kirkpatrick spin glass, whose spins are sin θ, and the minimum of
 Rastrigin's function. The article's step is `sgld`, diffopt's best `baoab`, both cooled to 0; their
-rivals start again from elsewhere, or hop from basin to basin. In full replica exchange is tried
-too, and a network of ReLU units that learns another. Whatever each has found is finished alike: a
-glass by flipping single spins as long as one lowers the energy, a cluster by a descent. The
-controls: a small glass, whose ground state all find; in full Rastrigin's function, whose minima are
-one kick from each other, clusters of Lennard-Jones atoms, which basin hopping was made for, and a
-network on clean digits.
+rivals start again from elsewhere, or hop from basin to basin; on a glass one anneals the spins
+themselves, which needs no gradient. In full replica exchange is tried too, and networks of ReLU
+units that learn others. Whatever each has found is finished alike: a glass by flipping single spins
+as long as one lowers the energy, a cluster by a descent. The controls: a small glass, whose ground
+state all find; in full Rastrigin's function, whose minima are one kick from each other, clusters of
+Lennard-Jones atoms, which basin hopping was made for, and a network on clean digits.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,10 +25,10 @@ import diffopt
 
 from ...lib import plots
 from ...lib.plots import plt
-from ..problems import network_methods, networks, search
+from ..problems import annealer, network_methods, networks, search
 from ..problems.clusters import CLUSTER
 from ..problems.glass import GLASS
-from ..problems.landscape import Landscape
+from ..problems.landscape import Landscape, displace
 from ..problems.rastrigin import RASTRIGIN
 from ..problems.students import STUDENT
 from ..protocol import frozen_settings
@@ -64,8 +64,18 @@ METHODS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adam, restarts": lambda hp, *_: optax.adam(hp["learning_rate"]),
 }
 HOPPING = "basin hopping"
+BLIND_HOPPING = "basin hopping, Gaussian kick"  # where the other kick knows the problem
+ANNEALER = "metropolis, annealed"
 RIVALS_IN_FULL = (*(name for name in METHODS if name not in DIFFUSIONS), HOPPING)
 RIVALS = ("momentum, restarts", HOPPING)  # the best of the restarts
+OWN_RIVALS = {GLASS: (ANNEALER,), STUDENT: (BLIND_HOPPING,)}
+COLORS = dict(
+    zip(
+        (*RIVALS_IN_FULL, ANNEALER, BLIND_HOPPING),
+        (plots.BLUE, plots.GREEN, plots.ORANGE, plots.VIOLET, plots.RED, plots.GRAY),
+        strict=True,
+    )
+)
 SCORED_BY = "mean least energy of 8 instances"
 CONTROLS = ("glass of 25 spins", "digits, a network", "Rastrigin", "Lennard-Jones")
 NETWORKS = ("sghmc, cooled", "momentum, last", "adamw, last")
@@ -81,6 +91,7 @@ class Place(NamedTuple):
     tuned_as: str
     saving: int = 1  # the diffusion has so many times fewer gradients
     diffusion: str = DIFFUSION
+    instances: int | None = None  # if not as many as the size has
 
     @property
     def column(self) -> str:
@@ -99,6 +110,13 @@ SMALL_GLASS = Place(CONTROLS[0], GLASS, 25, 16_000, "glass of 100 spins")
 CLUSTER_13 = Place("Lennard-Jones, 13 atoms", CLUSTER, 39, 2_000, "Lennard-Jones, 13 atoms")
 CLUSTER_26 = Place("Lennard-Jones, 26 atoms", CLUSTER, 78, 32_000, "Lennard-Jones, 26 atoms")
 STUDENT_30 = Place("a student of 30 ReLU units", STUDENT, 900, 8_000, "a student of 30 ReLU units")
+STUDENTS = tuple(
+    STUDENT_30._replace(
+        setting=f"a student of {units} ReLU units", dimensions=units**2, instances=12
+    )
+    for units in (10, 15, 20, 25, 30)
+)
+SOLVED = 1e-3  # the loss of a student that has its teacher: of all other minima it is higher
 
 
 class Size(NamedTuple):
@@ -106,6 +124,11 @@ class Size(NamedTuple):
 
     instances: int
     places: tuple[Place, ...]
+
+
+def in_full(place: Place) -> Place:
+    """The place with more instances than the default has, under a name of its own."""
+    return place._replace(setting=f"{place.setting}, 32 instances", instances=32)
 
 
 def by_both(*places: Place) -> tuple[Place, ...]:
@@ -119,7 +142,7 @@ SIZES = {
     "full": Size(
         32,
         (
-            *by_both(GLASS_400, SMALL_GLASS, RASTRIGIN_10),
+            *by_both(in_full(GLASS_400), in_full(SMALL_GLASS), RASTRIGIN_10),
             GLASS_100,
             GLASS_400._replace(setting="glass of 200 spins", dimensions=200),
             QUARTER,
@@ -129,7 +152,7 @@ SIZES = {
             GLASS_400._replace(setting="glass of 400 spins, replica exchange", diffusion=REPLICAS),
             CLUSTER_13,
             CLUSTER_26,
-            STUDENT_30,
+            *STUDENTS,
         ),
     ),
 }
@@ -142,16 +165,23 @@ def find_least(
     key = jax.random.key(seed)
     data = place.landscape.data(key, instances, place.dimensions)
     chains = hp["chains"]
+    blind = method == BLIND_HOPPING
     static = dict(
-        landscape=place.landscape, dimensions=place.dimensions, instances=instances, chains=chains
+        landscape=place.landscape._replace(kick=displace) if blind else place.landscape,
+        dimensions=place.dimensions,
+        instances=instances,
+        chains=chains,
     )
     traced = {name: value for name, value in hp.items() if name not in ("chains", "length")}
     arguments = data, jax.random.fold_in(key, 1), traced
-    if method == HOPPING:
+    if method in (HOPPING, BLIND_HOPPING):
         static["length"] = length = hp["length"]
         energies, seconds = run_timed(
             search.hop_basins, *arguments, static=static, descents=gradients // (chains * length)
         )
+    elif method == ANNEALER:
+        sweeps = {"chains": chains, "sweeps": gradients // chains}
+        energies, seconds = run_timed(annealer.anneal_spins, *arguments, static=sweeps)
     else:
         static |= {"length": gradients // chains, "make": METHODS[method]}
         energies, seconds = run_timed(search.run_chains, *arguments, static=static)
@@ -167,10 +197,12 @@ def run(size: str, keep: Keep) -> list[Entry]:
         results = {}
         settings = frozen_settings.load("escapes")[place.tuned_as]
         rivals = RIVALS_IN_FULL if size == "full" else RIVALS
+        rivals += OWN_RIVALS.get(place.landscape, ())
         for method in (place.diffusion, *rivals):
             hp = settings[method]
             gradients = place.gradients // (place.saving if method == place.diffusion else 1)
-            amount = {"gradients": gradients, "instances": chosen.instances, "seed": 0}
+            instances = place.instances or chosen.instances
+            amount = {"gradients": gradients, "instances": instances, "seed": 0}
             result = keep(
                 f"{place.landscape.name} {place.dimensions}, {method}",
                 [hp, amount],
@@ -205,7 +237,7 @@ def gaps(entries: Sequence[Entry]) -> dict[str, dict[int, list[Entry]]]:
     At the same number of gradients in all of them.
     """
     by_size: dict[str, dict[int, list[Entry]]] = {}
-    for place in SIZES["full"].places:
+    for place in (place for size in SIZES.values() for place in size.places):
         mine = [each for each in entries if each["setting"] == place.setting]
         mine = [each for each in mine if each["column"] == "best"]
         if mine and place.saving == 1 and place.diffusion == DIFFUSION:
@@ -218,9 +250,8 @@ def plot_gaps(by_size: dict[str, dict[int, list[Entry]]], path: Path) -> None:
     """How far each rival ends above the diffusion, against the dimension, with its interval."""
     size = (plots.WIDTH, 3.3 * len(by_size) + 0.8)
     fig, axes = plt.subplots(len(by_size), 1, figsize=size, layout="constrained", squeeze=False)
-    colors = (plots.BLUE, plots.GREEN, plots.ORANGE, plots.VIOLET)
     for ax, (title, of) in zip(axes.flat, by_size.items(), strict=True):
-        for rival, color in zip(RIVALS_IN_FULL, colors, strict=True):
+        for rival, color in COLORS.items():
             mine = [each for entries in of.values() for each in entries if each["rival"] == rival]
             if not mine:  # left to the full trial
                 continue
@@ -234,14 +265,20 @@ def plot_gaps(by_size: dict[str, dict[int, list[Entry]]], path: Path) -> None:
         ax.minorticks_off()
         ax.grid(**plots.GRID)
         ax.set_ylabel("energy above the diffusion's")
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    lines = {line.get_label(): line for ax in axes.flat for line in ax.get_lines()}
+    drawn = [lines[rival] for rival in COLORS if rival in lines]
+    fig.legend(handles=drawn, loc="outside lower center", ncols=2)
     plots.save(fig, path)
 
 
 def tune(record: Record) -> None:
-    """Twelve trials of each method, on eight instances that the trial does not have."""
+    """Twelve trials of each method, on eight instances that the trial does not have.
+
+    On glasses twice as many of `baoab` and of the annealer.
+    """
     glass = {
-        DIFFUSION: grid(learning_rate=[0.2, 0.3, 0.4], temperature=[0.5, 0.8], chains=[4, 16]),
+        DIFFUSION: grid(learning_rate=[0.2, 0.3, 0.4], temperature=[0.5, 0.8], chains=[4, 16])
+        + grid(learning_rate=[0.7, 1.0], temperature=[0.4, 0.55, 0.75], chains=[4, 8]),
         OVERDAMPED: grid(learning_rate=[0.1, 0.2, 0.4], temperature=[0.5, 0.8], chains=[4, 16]),
         REPLICAS: grid(learning_rate=[0.3, 0.4], temperature=[0.4, 0.6, 0.8], chains=[4, 8]),
         "gradient descent, restarts": grid(
@@ -250,6 +287,7 @@ def tune(record: Record) -> None:
         "momentum, restarts": grid(learning_rate=[0.3, 0.6, 1.0, 2.0], chains=[256, 1024, 4096]),
         "adam, restarts": grid(learning_rate=[0.1, 0.3, 1.0, 3.0], chains=[256, 1024, 4096]),
         HOPPING: grid(kick=[0.1, 0.2, 0.3], length=[25, 50], chains=[16, 64]),
+        ANNEALER: grid(temperature=[0.3, 0.5, 0.8, 1.2, 2.0, 3.0], chains=[1, 4, 16, 64]),
     }
     hills = {
         DIFFUSION: grid(learning_rate=[0.02, 0.04], temperature=[3.0, 10.0, 30.0], chains=[4, 16]),
@@ -280,14 +318,15 @@ def tune(record: Record) -> None:
         "momentum, restarts": grid(learning_rate=[0.03, 0.06, 0.1, 0.2], chains=[4, 8, 16]),
         "adam, restarts": grid(learning_rate=[0.01, 0.02, 0.03, 0.06], chains=[4, 8, 16]),
         HOPPING: grid(kick=[0.0, 0.1], length=[50, 100, 200], chains=[1, 2]),
+        BLIND_HOPPING: grid(kick=[0.1, 0.15, 0.2], length=[100, 200], chains=[1, 2]),
     }
     for place, grids in (
-        (STUDENT_30, students),
         (GLASS_100, glass),
         (GLASS_400, glass),
         (RASTRIGIN_10, hills),
         (CLUSTER_13, clusters),
         (CLUSTER_26, clusters),
+        (STUDENT_30, students),
     ):
         for method, points in grids.items():
             amount = {"gradients": place.gradients, "instances": 8, "seed": 1000}
