@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..problems import network_methods, networks
+from ..problems import network_methods, networks, small_tables
 from ..problems.network_methods import (
     ARTICLE,
     ARTICLES,
@@ -64,7 +64,9 @@ def run(size: str, keep: Keep, task: Task = PAIRS) -> list[Entry]:
             entries += of(setting, metric, results, itemgetter(kind), control=bool(by))
         setting = f"{network_methods.pairs_of(size)}, a quarter of the run{by}: NLL"
         entries += of(setting, METRICS["NLL"], early, after_a_quarter, control=True)
-    return entries + (with_wrong_labels(size, keep, networks.DIGITS) if size == "full" else [])
+    if size == "full":
+        entries += with_wrong_labels(size, keep, networks.DIGITS) + on_small_tables(keep)
+    return entries
 
 
 def after_a_quarter(own: dict[str, Any]) -> np.ndarray:
@@ -124,6 +126,25 @@ def on_few_images(size: str, keep: Keep, task: Task) -> list[Entry]:
             results, itemgetter(kind),
         )
     ]  # fmt: skip
+
+
+def on_small_tables(keep: Keep) -> list[Entry]:
+    """The entries of a posterior of 50 tanh units on small tables; of one, by its rows too."""
+    entries = []
+    places: list[tuple[str, int | None]] = [(name, None) for name in small_tables.TABLES]
+    for name, limit in places + [("baseball", rows) for rows in (50, 100, 150)]:
+        found = {
+            "baoab, posterior": small_tables.sample_table(name, limit, keep),
+            "adamw, ensemble of 10": small_tables.train_table(name, limit, keep, ensemble=True),
+            "adamw, stopped early": small_tables.train_table(name, limit, keep, ensemble=False),
+            "baoab, T = 0": small_tables.sample_table(name, limit, keep, cold=True),
+        }
+        results = {method: (each["values"], each["seconds"]) for method, each in found.items()}
+        setting = f"table, {name}" + (f", {limit} rows" if limit else "")
+        entries += network_methods.compare(
+            "overfits", "best", f"{setting}: NLL", METRICS["NLL"], results, itemgetter("NLL")
+        )
+    return entries
 
 
 def tune(record: Record, task: Task = PAIRS) -> None:
