@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..problems import network_methods, networks, small_tables
+from ..problems import network_methods, networks, small_table_methods, small_tables
 from ..problems.network_methods import (
     ARTICLE,
     ARTICLES,
@@ -134,10 +134,14 @@ def on_small_tables(keep: Keep) -> list[Entry]:
     places: list[tuple[str, int | None]] = [(name, None) for name in small_tables.TABLES]
     for name, limit in places + [("baseball", rows) for rows in (50, 100, 150)]:
         found = {
-            "baoab, posterior": small_tables.sample_table(name, limit, keep),
-            "adamw, ensemble of 10": small_tables.train_table(name, limit, keep, ensemble=True),
-            "adamw, stopped early": small_tables.train_table(name, limit, keep, ensemble=False),
-            "baoab, T = 0": small_tables.sample_table(name, limit, keep, cold=True),
+            "baoab, posterior": small_table_methods.sample_table(name, limit, keep),
+            "adamw, ensemble of 10": small_table_methods.train_table(
+                name, limit, keep, ensemble=True
+            ),
+            "adamw, stopped early": small_table_methods.train_table(
+                name, limit, keep, ensemble=False
+            ),
+            "baoab, T = 0": small_table_methods.sample_table(name, limit, keep, cold=True),
         }
         results = {method: (each["values"], each["seconds"]) for method, each in found.items()}
         setting = f"table, {name}" + (f", {limit} rows" if limit else "")

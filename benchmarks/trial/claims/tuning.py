@@ -21,7 +21,7 @@ import numpy as np
 
 from ...lib import plots
 from ...lib.plots import plt
-from ..problems import network_methods, networks, small_tables
+from ..problems import network_methods, networks, small_table_methods, small_tables
 from ..problems.network_methods import ARTICLE, METHODS, UNTUNED
 from ..problems.networks import PAIRS, Run, Size, Task
 from ..protocol import frozen_settings
@@ -130,17 +130,19 @@ def on_small_tables(keep: Keep) -> list[Entry]:
 
     The regret on a split is the NLL less that of the best method there. The control is the grid.
     """
-    n = len(small_tables.TUNED_SEEDS)
+    n = len(small_table_methods.TUNED_SEEDS)
     found: dict[str, list[Any]] = {
-        "baoab": [small_tables.sample_table(name, None, keep) for name in small_tables.TABLES]
-    }
-    for method in small_tables.DEFAULTS:
-        found[method] = [
-            small_tables.train_by_default(name, method, keep) for name in small_tables.TABLES
+        "baoab": [
+            small_table_methods.sample_table(name, None, keep) for name in small_tables.TABLES
         ]
-    for method in small_tables.GRIDS:
+    }
+    for method in small_table_methods.DEFAULTS:
+        found[method] = [
+            small_table_methods.train_by_default(name, method, keep) for name in small_tables.TABLES
+        ]
+    for method in small_table_methods.GRIDS:
         found[f"{method}, best of 25"] = [
-            small_tables.train_tuned(name, method, keep) for name in small_tables.TABLES
+            small_table_methods.train_tuned(name, method, keep) for name in small_tables.TABLES
         ]
     nll = {m: np.array([each["values"]["NLL"][:n] for each in of]) for m, of in found.items()}
     least = np.min(list(nll.values()), 0)  # of each table and split
@@ -148,9 +150,12 @@ def on_small_tables(keep: Keep) -> list[Entry]:
         m: ({"regret": (of - least).mean(1)}, sum(each["seconds"] for each in found[m]))
         for m, of in nll.items()
     }
-    tuned = [f"{method}, best of 25" for method in small_tables.GRIDS]
+    tuned = [f"{method}, best of 25" for method in small_table_methods.GRIDS]
     entries = []
-    for name, omitted in (("defaults", tuned), ("rivals tuned", list(small_tables.DEFAULTS))):
+    for name, omitted in (
+        ("defaults", tuned),
+        ("rivals tuned", list(small_table_methods.DEFAULTS)),
+    ):
         entries += network_methods.compare(
             "tuning", "best", f"twelve tables, {name}", "regret in test NLL, nats",
             {m: of for m, of in results.items() if m not in omitted}, itemgetter("regret"),
