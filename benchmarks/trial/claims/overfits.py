@@ -8,7 +8,8 @@ ensembles at equal cost, early stopping and smooth labels too, and `ivon`, which
 The control is a quarter of the run, when little has overfitted. In full, and on CIFAR-10 where it
 is named, the article's step is tried on wrong labels, of which no clean validation set says when to
 stop. On 2,000 images of CIFAR-10 the article's CNN trains long: `sghmc` at T = 0.5/N under a prior
-by fan-in, averaged, beside the same step and decay at T = 0, and beside AdamW.
+by fan-in, averaged, beside the same step and decay at T = 0, and beside AdamW. In full, `baoab`
+samples a network of 50 tanh units on small tables, beside an ensemble of AdamW.
 """
 
 from functools import partial

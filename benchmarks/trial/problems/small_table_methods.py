@@ -12,7 +12,7 @@ SEEDS, TUNED_SEEDS = range(14), range(4)  # of the splits
 STEP_SEED = 1000  # the split on which the step size of a table is found
 SHORTER = 0.7  # than the longest step within the tolerance
 CHAINS, STEPS, MEMBERS, SHORT, SINGLE = 4, 1500, 10, 600, 6000  # all of them 6,000 gradients
-SPENT = 8500  # by the posterior and the search for its step size
+SPENT = 8500  # at most, by the posterior and the search for its step size
 GRIDS = {
     "adamw": grid(
         learning_rate=[3e-4, 1e-3, 3e-3, 1e-2, 3e-2], weight_decay=[1e-3, 1e-2, 0.1, 1.0, 10.0]
