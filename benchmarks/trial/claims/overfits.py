@@ -9,7 +9,8 @@ The control is a quarter of the run, when little has overfitted. In full the sam
 tried with batches of half the training set, too. In full, and on CIFAR-10 where it is named, the
 article's step is tried on wrong labels, and no clean validation set says when to stop. On 2,000
 images of CIFAR-10 the article's CNN trains long: `sghmc` at T = 0.5/N under a prior by fan-in,
-averaged, beside the same step and decay at T = 0, and beside AdamW.
+averaged, beside the same step and decay at T = 0, and beside AdamW. In full, `baoab` samples a
+network of 50 tanh units on small tables, beside an ensemble of AdamW.
 """
 
 from functools import partial
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..problems import network_methods, networks
+from ..problems import network_methods, networks, small_table_methods, small_tables
 from ..problems.network_methods import (
     ARTICLE,
     ARTICLES,
@@ -63,6 +64,7 @@ def run(size: str, keep: Keep, task: Task = PAIRS) -> list[Entry]:
         *entries,
         *after_training("best", network_methods.pairs_of(size), with_ivon, ", ivon"),
         *with_wrong_labels(size, keep, networks.DIGITS),
+        *on_small_tables(keep),
     ]
 
 
@@ -132,6 +134,29 @@ def after_long_training(keep: Keep, task: Task) -> list[Entry]:
             "overfits", "article", f"{LONG_TRAINING}: {kind}", metric, results, itemgetter(kind)
         )
     ]
+
+
+def on_small_tables(keep: Keep) -> list[Entry]:
+    """The entries of a posterior of 50 tanh units on small tables; of one, by its rows too."""
+    entries = []
+    places: list[tuple[str, int | None]] = [(name, None) for name in small_tables.TABLES]
+    for name, limit in places + [("baseball", rows) for rows in (50, 100, 150)]:
+        found = {
+            "baoab, posterior": small_table_methods.sample_table(name, limit, keep),
+            "adamw, ensemble of 10": small_table_methods.train_table(
+                name, limit, keep, ensemble=True
+            ),
+            "adamw, stopped early": small_table_methods.train_table(
+                name, limit, keep, ensemble=False
+            ),
+            "baoab, T = 0": small_table_methods.sample_table(name, limit, keep, cold=True),
+        }
+        results = {method: (each["values"], each["seconds"]) for method, each in found.items()}
+        setting = f"table, {name}" + (f", {limit} rows" if limit else "")
+        entries += network_methods.compare(
+            "overfits", "best", f"{setting}: NLL", METRICS["NLL"], results, itemgetter("NLL")
+        )
+    return entries
 
 
 def tune(record: Record, task: Task = PAIRS) -> None:
