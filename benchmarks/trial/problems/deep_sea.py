@@ -35,7 +35,7 @@ SETTING = "deep sea"
 METRIC = "episodes until the tenth treasure"
 ROWS = (6, 10, 14, 20)
 EASY = 6  # rows: the control, whose treasure all methods find
-EPISODES, GRADIENTS = 500, 128  # at most; in each episode
+EPISODES, GRADIENTS = 400, 128  # at most; in each episode
 TREASURES = 10
 SEEDS = 12
 
