@@ -245,7 +245,10 @@ def tune(record: Record) -> None:
         ARTICLE: grid(step=[0.5, 1.0], noise=[0.03, 0.1], spread=[0.1, 0.3]),
         EXACT: grid(noise=[0.01, 0.03, 0.1, 0.3], spread=[0.1, 0.3]),
         "epsilon-greedy": grid(
-            learning_rate=[1.0], epsilon=[0.1, 0.3], halvings=[0.0, 0.02], spread=[0.01, 0.1]
+            learning_rate=[1.0],
+            epsilon=[0.1, 1.0],
+            halvings=[0.0, 0.003, 0.01, 0.03],
+            spread=[0.01],
         ),
         "Boltzmann": grid(learning_rate=[1.0], heat=[0.001, 0.003, 0.01, 0.03], spread=[0.01, 0.1]),
         "optimism": grid(
