@@ -70,7 +70,7 @@ def test_a_page_runs(page, tmp_path, monkeypatch):
 
 
 def sampling(names):
-    """Draws of the regression are those of its exact posterior, and intervals cover."""
+    """Draws of the regression are those of its exact posterior, intervals cover, regret falls."""
     x, y = (np.asarray(a, float) for a in names["data"])
     covariance = np.linalg.inv(x.T @ x / 0.5)
     draws = np.asarray(names["samples"].draws, float)
@@ -81,6 +81,7 @@ def sampling(names):
     np.testing.assert_allclose(names["lines"].mean(0), names["mean"], atol=1e-5)
     corrected = np.asarray(names["corrected"].draws, float)
     assert (np.abs(corrected.std((0, 1)) / sd - 1) < 0.1).all()
+    assert names["regret"][-1] < names["regret"][0] / 4
 
 
 def temperature(names):

@@ -610,7 +610,7 @@ def test_frozen_settings_are_there_for_all_that_is_run(size):
     def keep(name, what, compute):
         names = [f"{m}, {p}" for m in network_methods.METRICS for p in networks.PREDICTORS]
         names += network_methods.METRICS
-        values = {n: list(range(PAIRS)) for n in [*names, "energy", "late", "change"]}
+        values = {n: list(range(PAIRS)) for n in [*names, "energy", "episodes", "late", "change"]}
         values |= {f"curve, {p}": [[1.0, 2.0]] * PAIRS for p in networks.PREDICTORS}
         return {"values": values, "seconds": 1.0}
 

@@ -8,6 +8,7 @@ units that learn others. Whatever each has found is finished alike: a glass by f
 as long as one lowers the energy, a cluster by a descent. The controls: a small glass, whose ground
 state all find; in full Rastrigin's function, whose minima are one kick from each other, clusters of
 Lennard-Jones atoms, which basin hopping was made for, and a network on clean digits.
+In full there is the deep sea too, where exploration is escape.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ import diffopt
 
 from ...lib import plots
 from ...lib.plots import plt
-from ..problems import annealer, network_methods, networks, search
+from ..problems import annealer, deep_sea, network_methods, networks, search
 from ..problems.clusters import CLUSTER
 from ..problems.glass import GLASS
 from ..problems.landscape import Landscape, displace
@@ -76,7 +77,7 @@ COLORS = dict(
         strict=True,
     )
 )
-SCORED_BY = "mean least energy of 8 instances"
+SCORED_BY = "mean least energy of 8 instances; in the deep sea, mean episodes of 8 agents"
 CONTROLS = ("glass of 25 spins", "digits, a network", "Rastrigin", "Lennard-Jones")
 NETWORKS = ("sghmc, cooled", "momentum, last", "adamw, last")
 
@@ -228,6 +229,7 @@ def run(size: str, keep: Keep) -> list[Entry]:
             "escapes", "article", f"{CONTROLS[1]} of convolutions", "test error, %", trained,
             itemgetter("error"), control=True,
         )  # fmt: skip
+        entries += deep_sea.run(keep)
     return entries
 
 
@@ -320,6 +322,7 @@ def tune(record: Record) -> None:
         HOPPING: grid(kick=[0.0, 0.1], length=[50, 100, 200], chains=[1, 2]),
         BLIND_HOPPING: grid(kick=[0.1, 0.15, 0.2], length=[100, 200], chains=[1, 2]),
     }
+    deep_sea.tune(record)
     for place, grids in (
         (GLASS_100, glass),
         (GLASS_400, glass),
