@@ -58,11 +58,12 @@ ORIGIN = {
     "en": (
         "The project began as a test of a Chinese article that recommends diffusions as optimizers."
         " Its claims have these verdicts on [a fair trial]({docs}results/claims.md). Beside them"
-        " stands in how many of all settings noise beats every rival:"
+        " stands in how many of all settings noise beats every rival, even one that was made for"
+        " the problem:"
     ),
     "zh": (
         "项目起因是检验一篇把扩散当作优化器的中文文章。"
-        "该文论断的[公平检验]({docs}results/claims.md)结果如下，旁边是全部设置中噪声胜过所有对手的个数："
+        "该文论断的[公平检验]({docs}results/claims.md)结果如下，旁边是全部设置中噪声胜过所有对手（包括专为该问题设计的方法）的个数："
     ),
 }
 CLAIMS = {
