@@ -8,7 +8,7 @@ from .trial.committed import left_out
 from .trial.protocol import panel
 from .trial.protocol.pairs import Entry
 from .trial.protocol.verdicts import COLUMNS, summarize
-from .trial.tables import held, verdicts
+from .trial.tables import verdicts, won
 
 HEADLINES = {
     "en": (
@@ -143,12 +143,12 @@ def strongest(column: str, setting: str) -> Entry:
 
 def claims(language: str) -> str:
     """The verdict on each claim of the article, and in how many settings it beats all rivals."""
-    tried, counts = panel.by_claim(verdicts()), held()
+    tried, counts = panel.by_claim(verdicts()), won()
 
     def cell(claim: str, column: str) -> str:
-        won, of = counts[claim, column]
+        beaten, of = counts[claim, column]
         verdict = VERDICTS[language][tried[claim][column].verdict]
-        return COUNTS[language].format(verdict=verdict, won=won, tried=of)
+        return COUNTS[language].format(verdict=verdict, won=beaten, tried=of)
 
     head = ["", *(CLAIMS[language][claim] for claim in tried)]
     rows = [

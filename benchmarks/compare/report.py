@@ -18,7 +18,7 @@ from ..lib.scores import plus_minus
 from ..trial.claims import escapes
 from ..trial.protocol import panel
 from ..trial.protocol.verdicts import COLUMNS as TRIAL_COLUMNS
-from ..trial.protocol.verdicts import summarize
+from ..trial.protocol.verdicts import count_won, summarize
 from . import plots
 from .metrics import accuracies, averaged_epochs, finished_optimizers, good_accuracy, runs_of, save
 from .run import Predictions
@@ -147,6 +147,7 @@ def page(metrics: dict[str, Any], figures: dict[str, str], shown: str) -> str:
         names=finished_optimizers(metrics),
         claims=panel.by_claim(summaries),
         summaries=summaries,
+        won=count_won(metrics["claims"] + metrics.get("full", [])),
         earlier=summarize(metrics.get("full", [])),
         titles=panel.TITLES,
         columns=TRIAL_COLUMNS,

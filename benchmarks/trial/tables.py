@@ -9,7 +9,7 @@ from .claims.escapes import SOLVED, STUDENTS
 from .committed import FILE, left_out
 from .protocol import panel
 from .protocol.pairs import Entry
-from .protocol.verdicts import COLUMNS, Summary, summarize
+from .protocol.verdicts import COLUMNS, Summary, count_won, summarize
 
 
 def tables() -> Tables:
@@ -28,14 +28,10 @@ def verdicts() -> list[Summary]:
     return summarize(load("trial.json")["claims"])
 
 
-def held() -> dict[tuple[str, str], tuple[int, int]]:
-    """Of each claim and column in how many settings, no controls, all rivals are beaten: of all."""
+def won() -> dict[tuple[str, str], tuple[int, int]]:
+    """In how many settings all rivals are beaten, with those that the default leaves out."""
     by_default = load("trial.json")["claims"]
-    counts = {}
-    for each in summarize(by_default + left_out(by_default)):
-        won = [setting.verdict == "holds" for setting in each.settings if not setting.control]
-        counts[each.claim, each.column] = sum(won), len(won)
-    return counts
+    return count_won(by_default + left_out(by_default))
 
 
 def claims() -> str:

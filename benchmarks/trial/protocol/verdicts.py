@@ -84,3 +84,12 @@ def summarize(entries: Sequence[Entry]) -> list[Summary]:
         decisive = min(alike, key=lambda setting: percent(setting.entry)[0])
         summaries.append(Summary(claim, column, verdict, decisive, settings))
     return summaries
+
+
+def count_won(entries: Sequence[Entry]) -> dict[tuple[str, str], tuple[int, int]]:
+    """Of each claim and column in how many settings, no controls, all rivals are beaten: of all."""
+    counts = {}
+    for each in summarize(entries):
+        won = [setting.verdict == "holds" for setting in each.settings if not setting.control]
+        counts[each.claim, each.column] = sum(won), len(won)
+    return counts
