@@ -17,9 +17,9 @@ HEADLINES = {
         "[posteriors]({docs}results/posterior.md)",
         "held-out log-likelihood minus that of NUTS: {nuts:+.3f} ± {error:.3f} nats, for"
         " {passes:.0%} of its gradients",
-        "[few data, wrong labels]({docs}guides/training_noise.md)",
-        "2,000 images in 100 classes: test error {ivon:.1f}% with `ivon`, {adamw:.1f}% with AdamW,"
-        " both tuned",
+        "[few data, many classes]({docs}guides/training_noise.md)",
+        "2,000 images in 100 classes: test error {ivon:.1f}% with `ivon`, {momentum:.1f}% with"
+        " momentum, {adamw:.1f}% with AdamW, all tuned",
         "[few images]({docs}results/claims.md#on-cifar-10)",
         "2,000 of CIFAR-10, shown 128 times: test error {posterior:.1f}% with an `sghmc` posterior,"
         " {ensemble:.1f}% with an ensemble of four AdamW, at equal gradients",
@@ -38,9 +38,9 @@ HEADLINES = {
         "[后验采样]({docs}results/posterior.md)",
         "留出数据上的对数似然与 NUTS 相差 {nuts:+.3f} ± {error:.3f} nat，梯度计算量只有其"
         " {passes:.0%}",
-        "[数据少、标签有错]({docs}guides/training_noise.md)",
-        "100 类、2,000 张图像：`ivon` 的测试误差为 {ivon:.1f}%，AdamW 为 {adamw:.1f}%，"
-        "两者都调过参",
+        "[数据少、类别多]({docs}guides/training_noise.md)",
+        "100 类、2,000 张图像：`ivon` 的测试误差为 {ivon:.1f}%，动量法为 {momentum:.1f}%，"
+        "AdamW 为 {adamw:.1f}%，都调过参",
         "[图像少]({docs}results/claims.md#on-cifar-10)",
         "CIFAR-10 的 2,000 张图像，各看 128 次：`sghmc` 后验的测试误差为 {posterior:.1f}%，"
         "梯度次数相同的四个 AdamW 的集成为 {ensemble:.1f}%",
@@ -113,6 +113,7 @@ def headline(language: str, docs: str) -> str:
         "error": sgld["minus_nuts_error"],
         "passes": sgld["passes"] / nuts["passes"],
         "ivon": error["ivon"],
+        "momentum": error["momentum"],
         "adamw": error["adamw"],
         "posterior": mean(few["diffusion_values"]),
         "ensemble": mean(few["rival_values"]),

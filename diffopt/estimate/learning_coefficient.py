@@ -25,6 +25,7 @@ from ..run.streams import is_stream
 from ..samplers.gaussian_prior import gaussian_prior
 from ..samplers.sgld import sgld
 
+ALL_DIVERGED = "every chain diverged: take a shorter step_size"
 COARSE = 0.1  # of the temperature: a spacing of the loss that an estimate shows
 
 
@@ -384,6 +385,8 @@ def _run(
             warnings.filterwarnings("ignore", "loss is .* on average for their halves")  # as above
             samples = run(relative, params, (data, references), batch_size=batch_size)
             offset = np.asarray(_widen(references)).mean()
+    if (samples.diverged >= 0).all():
+        raise ValueError(ALL_DIVERGED)
     losses = samples.losses
     if losses.shape[1] <= burn_in:
         raise KeyboardInterrupt
@@ -445,7 +448,7 @@ def _estimate(values: np.ndarray, losses: jax.Array) -> Estimate:
     """The mean of `[chain, step]` over the finite chains."""
     mean, error = average_over_chains(values)
     if not np.isfinite(mean):
-        raise ValueError("every chain diverged: take a shorter step_size")
+        raise ValueError(ALL_DIVERGED)
     with np.errstate(invalid="ignore"):  # of chains that diverged
         per_chain = jnp.asarray(values.mean(1), float)
     return Estimate(mean, error, per_chain, losses)

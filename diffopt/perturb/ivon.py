@@ -11,9 +11,9 @@ import optax
 from .._types import Key, Params
 from ..inputs.keys import check_key, derive_key
 from ..inputs.scalars import as_float, check_int, check_number, check_scalar, value_at
-from ..inputs.trees import cast_like, check_inexact, check_structure
+from ..inputs.trees import cast_like, check_inexact, check_like, check_structure
 from ..noise.increments import draw_increments
-from .perturbed import check_noise, is_masked, key_of_part, next_keys
+from .perturbed import check_noise, is_masked, keep_unmasked, key_of_part, next_keys
 
 LEAST, MOST = 2.0**-110, 2.0**110  # of a precision, so that its root and its square are finite
 
@@ -38,6 +38,7 @@ class IvonState(NamedTuple):
     def deviations(self, params: Params) -> Any:
         """The standard deviation of ε in every element."""
         check_structure("params", params, self.precision, is_masked)
+        check_like("params", keep_unmasked(self.precision, params), self.precision)
         return jax.tree.map(jax.lax.rsqrt, self.precision)
 
 

@@ -48,7 +48,8 @@ def perturbed(params: Params, opt_state: optax.OptState, key: Key | None = None)
 
     Raises:
       ValueError: no state in `opt_state` is that of a method that perturbs.
-      TypeError: `key` is no key, or `params` have another structure than at `init`.
+      TypeError: `key` is no key, or `params` have another structure than at `init`, or of `ivon`
+        other shapes.
 
     Examples:
       >>> import diffopt, jax, jax.numpy as jnp, optax
@@ -79,7 +80,7 @@ def perturbed(params: Params, opt_state: optax.OptState, key: Key | None = None)
         else:
             draw_key = jax.random.fold_in(derive_key(key, "perturbed"), number)
         deviations = state.deviations(params)
-        xi = draw_increments(draw_key, _kept(deviations, params), noise)
+        xi = draw_increments(draw_key, keep_unmasked(deviations, params), noise)
         exact = jax.tree.map(_add, deviations, xi, exact, is_leaf=is_masked)
     if any(is_low(p) for p in jax.tree.leaves(params)):
         bits = random_bits_like(derive_key(draw_key, "rounding"), params)
@@ -129,7 +130,7 @@ def is_masked(x: Any) -> bool:
     return isinstance(x, optax.MaskedNode)
 
 
-def _kept(mask: Any, params: Params) -> Updates:
+def keep_unmasked(mask: Any, params: Params) -> Updates:
     """`params` with what `mask` leaves out left out: as the method saw them at `init`."""
     return jax.tree.map(lambda m, p: m if is_masked(m) else p, mask, params, is_leaf=is_masked)
 

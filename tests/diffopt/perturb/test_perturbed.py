@@ -341,6 +341,13 @@ def test_params_of_another_structure_are_told_apart():
             diffopt.perturbed({"w": jnp.ones(3), "b": jnp.ones(2), "c": jnp.ones(2)}, state)
 
 
+def test_params_of_another_shape_than_at_init_of_ivon_are_named():
+    tx = optax.masked(diffopt.ivon(0.1, 10), {"w": True, "b": False})
+    state = tx.init({"w": jnp.ones(1), "b": jnp.ones(2)})
+    with pytest.raises(TypeError, match=r"^params\['w'\] must have the shape \(1,\), got \(3,\)$"):
+        diffopt.perturbed({"w": jnp.ones(3), "b": jnp.ones(2)}, state)
+
+
 def same_on_all_devices(method):
     """8 devices share a batch by `shard_map`: the parameters are those of one device."""
     tx = METHODS[method]()
