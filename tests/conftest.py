@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-BUDGET = 240  # seconds of wall time for the default suite on 2 quiet cores
+BUDGET = 200  # seconds of wall time for the default suite on 2 quiet cores
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # set by the first process, before it imports jax
     CACHE = tempfile.TemporaryDirectory(prefix="diffopt-jax-")
