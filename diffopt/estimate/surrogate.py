@@ -23,6 +23,7 @@ from ..run.program import compile_program
 WIDTH = 1024  # elements of the surrogate, in all its copies
 STIFF = 2  # one element in so many is the stiffest, where elements are independent
 COPIES = 4  # at least, of a surrogate with one stiffest element
+ALIKE = 0.9  # of the largest curvature: such elements are about as hot as the stiffest
 SOFTEST = 0.01  # of the curvature that a step size could bear: softer ones would never settle
 
 PROBE_STEPS, PROBE_SIZE = 16, 1e-3  # they tell how gradients move the elements
@@ -38,7 +39,8 @@ class Surrogate(NamedTuple):
       noise: the variance of the gradient's noise, in that metric; `None` without minibatches.
       response: P, between 0 and 1.
       start: standard normal numbers, where chains begin.
-      stiffest: 1 for elements of the largest curvature, with the noise along that direction.
+      stiffest: 1 for elements of the largest curvature, with the noise along that direction; where
+        elements are coupled and nothing is noisy, for those of nearly that curvature too.
       typical: 1 for elements whose curvatures are spread as those of the loss, with the mean noise;
         where elements are coupled each copy is a loss of its own, and all of it is typical.
     """
@@ -163,6 +165,7 @@ def make_surrogate(
     places = np.searchsorted(np.cumsum(weights[ascending]) / weights.sum(), levels)
     drawn = values[ascending][np.minimum(places, len(values) - 1)] / values.max()
     curvature = np.where(stiffest, 1, drawn)
+    hottest = moves * (curvature >= ALIKE) if coupled and noise is None else stiffest
 
     start = random.standard_normal(stiffest.shape)
     for group in (stiffest == 1, rest == 1):  # at T exactly: what has not settled yet is there
@@ -182,7 +185,7 @@ def make_surrogate(
         noise=None if noise is None else tree(np.where(stiffest, *noise)),
         response=tree(np.broadcast_to(each, stiffest.shape)),
         start=tree(start),
-        stiffest=tree(stiffest),
+        stiffest=tree(hottest),
         typical=tree(np.broadcast_to(moves, stiffest.shape) if coupled else rest),
     )
 
