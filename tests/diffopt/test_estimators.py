@@ -257,7 +257,8 @@ def test_under_sample_going_on_is_bit_for_bit_one_run(name):
         SGHMC, loss, CENTER, (X, Y), batch_size=BATCH, num_steps=2, num_chains=4
     )
     with pytest.raises(
-        TypeError, match=r"state.estimator_state.*, got PyTreeDef\(None\); go on with"
+        TypeError,
+        match=r"state.estimator_state.*, got PyTreeDef\(None\): .* is missing; go on",
     ):
         run(without.params, num_steps=2, state=without.state)
     with pytest.raises(
