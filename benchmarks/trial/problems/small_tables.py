@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import optax.contrib
-import sklearn.datasets
 
 import diffopt
 
@@ -67,6 +66,8 @@ def load(name: str) -> Table:
     if name not in TABLES:
         raise ValueError(f"name must be one of {', '.join(TABLES)}, got {name!r}")
     if name in BUNDLED:
+        import sklearn.datasets
+
         found = getattr(sklearn.datasets, f"load_{name.replace(' ', '_')}")()
         classes = 0 if name == "diabetes" else len(found.target_names)
         means = slice(10) if name == "breast cancer" else slice(None)  # their errors are left out
