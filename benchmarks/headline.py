@@ -6,8 +6,8 @@ from statistics import mean
 from .lib.tables import Tables, load, markdown
 from .trial.committed import left_out
 from .trial.protocol import panel
-from .trial.protocol.pairs import Entry
-from .trial.protocol.verdicts import COLUMNS, summarize
+from .trial.protocol.pairs import Entry, gain
+from .trial.protocol.verdicts import COLUMNS
 from .trial.tables import verdicts, won
 
 HEADLINES = {
@@ -134,12 +134,8 @@ def headline(language: str, docs: str) -> str:
 
 def strongest(column: str, setting: str) -> Entry:
     """The entry of a column beside the strongest rival in a setting that the default leaves out."""
-    return next(
-        each.entry
-        for summary in summarize(left_out([]))
-        for each in summary.settings
-        if each.name == setting and summary.column == column
-    )
+    of = (column, setting)
+    return min((each for each in left_out([]) if (each["column"], each["setting"]) == of), key=gain)
 
 
 def claims(language: str) -> str:

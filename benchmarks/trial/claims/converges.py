@@ -1,12 +1,11 @@
 """Does noise converge faster? Gradients until a test NLL is reached, on pairs of digits.
 
-On CIFAR-10, where it is named, the runs are those of `overfits` that train long on 2,000 images.
-
 The goal is the NLL at which the best rival ends, seed by seed: the one whose NLL was least where
 the settings were found. A method that never reaches it counts as the whole run. Each is tuned for
 its NLL at the end, as in `overfits`, and read after every epoch, averages as those of the second
 half so far. The control is a goal that is easy, the NLL at which AdamW's average ends. In full the
-same number of steps is tried with batches of half the training set, too.
+same number of steps is tried with batches of half the training set, too. On CIFAR-10, where it is
+named, the runs are those of `overfits` that train long on 2,000 images.
 """
 
 from functools import partial

@@ -128,8 +128,8 @@ class Size(NamedTuple):
 
 
 def in_full(place: Place) -> Place:
-    """The place with more instances than the default has, under a name of its own."""
-    return place._replace(setting=f"{place.setting}, 32 instances", instances=32)
+    """The place under a name of its own, as the default has it with fewer instances."""
+    return place._replace(setting=f"{place.setting}, 32 instances")
 
 
 def by_both(*places: Place) -> tuple[Place, ...]:
